@@ -1,0 +1,386 @@
+"""What does the administrator want?  A file and the environment -> frozen dataclasses, or ConfigError.
+
+gsmtpd.configspec holds every key with its type and default, config_checks.py the types. Here the
+file is read with configobj, every name is held against the spec, GSMTPD_SECTION_KEY variables are
+laid over it, and all that is wrong is reported together, each with its line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from configobj import ConfigObj  # type: ignore[import-untyped]
+
+from gsmtpd.config_checks import (
+    CHECKS,
+    Address,
+    MySQLHost,
+    ValidateError,
+    Validator,
+    host_name,
+    optional_path,
+    printable,
+    shown,
+    written,
+)
+from gsmtpd.config_file import (
+    CONTROL,
+    MANY,
+    MAX_FILE,
+    ConfigError,
+    Place,
+    Report,
+    check_name,
+    parse,
+    settings,
+    settle,
+)
+
+__all__ = [
+    "Address", "Config", "ConfigError", "DomainsConfig", "LimitsConfig", "ListenerConfig",
+    "LogConfig", "MySQLConfig", "MySQLHost", "SQLiteConfig", "ServerConfig", "StoreConfig",
+    "dump", "load",
+]  # fmt: skip
+
+SPEC = Path(__file__).with_name("gsmtpd.configspec")
+PREFIX = "GSMTPD_"
+DEFAULT_LISTENER = "mx"  # the one there is without [listen]
+NOT_SETTINGS = ("GSMTPD_TEST_", "GSMTPD_RUN_")  # variables of scripts/, not of the daemon
+
+_LISTENER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FIELDS = {"address": "addresses", "host": "hosts"}  # keys that hold a list
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """[server]; processes and threads are None for auto."""
+
+    host_name: str
+    processes: int | None
+    threads: int | None
+    pid_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """A [[name]] in [listen]."""
+
+    name: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainsConfig:
+    """[domains]: names in lower case and A-labels, address literals in canonical form."""
+
+    accept: tuple[str, ...]
+    primary_domain: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """[limits]: bytes and seconds."""
+
+    max_size: int
+    max_clients: int
+    max_recipients: int
+    timeout: float
+    session_timeout: float
+    bare_newline: str
+
+
+@dataclass(frozen=True, slots=True)
+class SQLiteConfig:
+    """[store] [[sqlite]]"""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MySQLConfig:
+    """[store] [[mysql]]; the password is read from password_file where that is set."""
+
+    hosts: tuple[MySQLHost, ...]
+    user: str
+    password: str = field(repr=False)
+    database: str
+    table: str
+    connections: int
+    password_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]"""
+
+    backend: str
+    durability: str
+    sqlite: SQLiteConfig
+    mysql: MySQLConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """[log]; an empty file leaves the choice to the caller."""
+
+    file: str
+    level: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. Two are equal where they mean the same, wherever they were read."""
+
+    path: str = field(compare=False)
+    server: ServerConfig
+    listeners: tuple[ListenerConfig, ...]
+    domains: DomainsConfig
+    limits: LimitsConfig
+    store: StoreConfig
+    log: LogConfig
+    warnings: tuple[str, ...] = field(compare=False)
+
+
+def load(
+    path: str,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    port: int | None = None,
+    log_file: str | None = None,
+    verbose: bool = False,
+) -> Config:
+    """The configuration in the file at `path`, with `environ` and the command line laid over it.
+
+    port (-p) takes the place of every listener's, log_file (-l) of [log] file; verbose (-v) sets
+    the level to debug. Raises ConfigError with everything that is wrong.
+    """
+    tree, report = parse(path)
+    spec = _read_spec()
+    settle(tree, spec, report)
+    _override(tree, spec, environ, report)
+    _validate(tree, spec, report)
+    listeners = _listeners(tree["listen"], port, report)
+    password = _password(tree["store"]["mysql"], report)
+    if log_file is not None:
+        tree["log"]["file"] = _log_file(log_file, report)
+    report.raise_problems()
+    if verbose:
+        tree["log"]["level"] = "debug"
+    tree["store"]["mysql"]["password"] = password
+    return _build(os.path.abspath(path), tree, listeners, report)
+
+
+def dump(config: Config) -> str:
+    """The configuration as a file that load() reads back to an equal Config, but for the password.
+
+    A password never appears in it; password_file does.
+    """
+    spec = _read_spec()
+    lines = [f"# What gsmtpd makes of {printable(config.path)}"]
+    for name in spec.sections:
+        lines += ["", f"[{name}]"]
+        if name == "listen":
+            for listener in config.listeners:
+                lines += [f"[[{listener.name}]]", *_dumped(spec[name][MANY], listener)]
+            continue
+        values = getattr(config, name)
+        lines += _dumped(spec[name], values)
+        for inner in spec[name].sections:
+            lines += [f"[[{inner}]]", *_dumped(spec[name][inner], getattr(values, inner))]
+    return "\n".join(lines) + "\n"
+
+
+def _dumped(spec: Any, values: object) -> Iterator[str]:
+    for key in spec.scalars:
+        if check_name(spec[key]) == "secret":
+            yield f"# {key} is never shown"
+        else:
+            value = getattr(values, _FIELDS.get(key, key))
+            yield f"{key} = {written(check_name(spec[key]), value)}".rstrip()
+
+
+# The spec
+
+
+def _read_spec() -> Any:
+    return ConfigObj(
+        str(SPEC),
+        interpolation=False,
+        list_values=False,
+        raise_errors=True,
+        file_error=True,
+        encoding="utf-8",
+        _inspec=True,
+    )
+
+
+# The environment
+
+
+def _override(tree: Any, spec: Any, environ: Mapping[str, str], report: Report) -> None:
+    """Lay the GSMTPD_SECTION_KEY variables over the file; a new name in [listen] is a listener."""
+    places = _variables(tree, spec)
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable.startswith(NOT_SETTINGS):
+            continue
+        place = places.get(variable) or _new_listener(variable, spec)
+        if place is None:
+            nearest = difflib.get_close_matches(variable, places, n=1, cutoff=0.0)[0]
+            report.add(f"{printable(variable)}: unknown variable; did you mean {nearest}?")
+            continue
+        report.variables[place] = variable
+        if CONTROL.search(environ[variable]):
+            report.problem(place, "has a control character, or is not UTF-8; take it out")
+            continue
+        section = tree
+        for name in place.sections:
+            section = section.setdefault(name, {})
+        section[place.key] = environ[variable]
+
+
+def _variables(tree: Any, spec: Any) -> dict[str, Place]:
+    """The place that each variable sets."""
+    listeners = tree["listen"].sections if "listen" in tree else [DEFAULT_LISTENER]
+    places: list[Place] = []
+    for place in settings(spec):
+        names = listeners if MANY in place.sections else [MANY]
+        for name in names:
+            sections = tuple(name if part == MANY else part for part in place.sections)
+            places.append(Place(sections, place.key))
+    return {PREFIX + "_".join((*p.sections, p.key)).upper().replace("-", "_"): p for p in places}
+
+
+def _new_listener(variable: str, spec: Any) -> Place | None:
+    keys = "|".join(key.upper() for key in spec["listen"][MANY].scalars)
+    match = re.fullmatch(rf"{PREFIX}LISTEN_([A-Z0-9][A-Z0-9_]*)_({keys})", variable)
+    return Place(("listen", match[1].lower()), match[2].lower()) if match else None
+
+
+# The values
+
+
+def _validate(tree: Any, spec: Any, report: Report) -> None:
+    """Turn every text in `tree` into its value, and put the defaults where nothing stands."""
+    if "listen" not in tree:
+        tree["listen"] = {DEFAULT_LISTENER: {}}
+    tree.configspec = spec
+    _collect(tree.validate(Validator(CHECKS), preserve_errors=True), (), report)
+
+
+def _collect(result: Any, sections: tuple[str, ...], report: Report) -> None:
+    """Report what validate() found."""
+    for name, outcome in result.items() if isinstance(result, dict) else ():
+        if isinstance(outcome, Exception):
+            for problem in outcome.args:
+                report.problem(Place(sections, name), problem)
+        else:
+            _collect(outcome, (*sections, name), report)
+
+
+def _listeners(section: Any, port: int | None, report: Report) -> tuple[ListenerConfig, ...]:
+    listeners: list[ListenerConfig] = []
+    if not section.sections and not report.incomplete:
+        report.problem(Place(("listen",)), "has no listener; write [[mx]] and below it an address")
+    if port is not None and not 0 <= port <= 65535:
+        report.add(f"-p {port}: is not a port; write 0 to 65535")
+        port = None
+    taken: dict[Address, str] = {}
+    for name in section.sections:
+        place = Place(("listen", name), "address")
+        if not _LISTENER_NAME.fullmatch(name):
+            wrong = "is not a name for a listener; write letters, digits, - and _ only"
+            report.problem(Place(place.sections), wrong)
+            continue
+        if report.failed(place):
+            continue
+        addresses = section[name]["address"]
+        if port is not None:
+            addresses = tuple(dict.fromkeys(replace(a, port=port) for a in addresses))
+        for address in addresses:
+            other = taken.setdefault(address, name)
+            if address.port and (other != name or addresses.count(address) > 1):
+                report.problem(place, f"{address} is also in [[{other}]]; write it once")
+        listeners.append(ListenerConfig(name, addresses))
+    return tuple(listeners)
+
+
+def _password(mysql: Any, report: Report) -> str:
+    """The password, from its file where one is named."""
+    place = Place(("store", "mysql"), "password_file")
+    password, file = str(mysql["password"]), mysql["password_file"]
+    if not file or report.failed(place):
+        return password
+    if password:
+        report.problem(place, "stands beside password; write one of them")
+        return password
+    try:
+        with open(file, "rb") as lines:
+            password = lines.readline(MAX_FILE).rstrip(b"\r\n").decode()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        report.problem(place, f"{shown(file)} cannot be read: {reason}; check its path and rights")
+    else:
+        if not password:
+            report.problem(
+                place, f"the first line of {shown(file)} is empty; write the password there"
+            )
+    return password
+
+
+def _log_file(name: str, report: Report) -> str:
+    """The file that -l names, by its full path: a daemon leaves the directory it is started in."""
+    try:
+        return optional_path(os.path.abspath(name) if name else "")
+    except ValidateError as error:
+        report.add(f"-l: {error}")
+        return ""
+
+
+def _build(path: str, tree: Any, listeners: tuple[ListenerConfig, ...], report: Report) -> Config:
+    """The values in `tree`, all of them good, as dataclasses: their fields are the spec's keys."""
+    server, domains, store = tree["server"], tree["domains"], tree["store"]
+    server["host_name"] = server["host_name"] or _this_host(report)
+    domains["accept"] = domains["accept"] or tuple(
+        dict.fromkeys((server["host_name"], "localhost"))
+    )
+    mysql = dict(store["mysql"])
+    return Config(
+        path=path,
+        server=ServerConfig(**server),
+        listeners=listeners,
+        domains=DomainsConfig(**domains),
+        limits=LimitsConfig(**tree["limits"]),
+        store=StoreConfig(
+            backend=store["backend"],
+            durability=store["durability"],
+            sqlite=SQLiteConfig(**store["sqlite"]),
+            mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
+        ),
+        log=LogConfig(**tree["log"]),
+        warnings=tuple(report.warnings),
+    )
+
+
+def _this_host(report: Report) -> str:
+    """The full name of this machine, or the nearest to it that is a host name."""
+    names = socket.getfqdn(), socket.gethostname()
+    for name in names:
+        try:
+            good = host_name(name)
+        except ValidateError:
+            continue
+        if good and not good.endswith(".arpa"):  # what reverse DNS may give for ::1
+            return good
+    place = Place(("server",), "host_name")
+    report.warn(
+        place, f"{shown(names[0])}, the name of this machine, is no host name; set one here"
+    )
+    return "localhost"

@@ -1,0 +1,1 @@
+"""May this happen? Who may send to whom; decided from memory, without a socket or a store."""

@@ -1,0 +1,1 @@
+"""Sockets: accepting connections, and moving octets between them and SMTP sessions."""

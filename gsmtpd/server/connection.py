@@ -1,0 +1,224 @@
+"""How do the octets of one client get to its session and back? The only recv and send.
+
+A Connection is the socketserver request handler of one client. It belongs to one SMTP thread, and
+nothing in it blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from select import EPOLLIN, EPOLLOUT
+from typing import TYPE_CHECKING
+
+from gsmtpd.message.row import Message
+from gsmtpd.metrics import Counter
+from gsmtpd.smtp import reply
+from gsmtpd.smtp.reply import Reply, queued
+from gsmtpd.smtp.session import Event, MessageReceived, Session
+from gsmtpd.smtp.states import State
+from gsmtpd.storage.base import Outcome
+from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
+
+if TYPE_CHECKING:
+    from gsmtpd.server.pool import SMTPThread
+    from gsmtpd.server.tcp import SMTPServer
+
+_log = logging.getLogger(__name__)
+
+RECEIVE = 65536  # octets of one recv
+SEND_TIMEOUT = 30.0  # seconds in which a client must read its replies
+LINGER = 2.0  # seconds a closed session's late input is swallowed, so that its last reply arrives
+DONTWAIT = socket.MSG_DONTWAIT  # saves the ioctl that would make each socket non-blocking
+
+OUTCOMES: dict[Outcome, Reply] = {
+    Outcome.TROUBLE: reply.STORAGE_TROUBLE,
+    Outcome.NO_SPACE: reply.NO_SPACE,
+}
+
+
+class Connection:
+    """One client. request: its socket. client_address: as from accept. server: who accepted it.
+
+    since: when the client was last asked for something, in the thread's monotonic seconds.
+    """
+
+    __slots__ = (
+        "_job",
+        "_lingering",
+        "_send_since",
+        "_unsent",
+        "began",
+        "client_ip",
+        "interest",
+        "server",
+        "session",
+        "since",
+        "socket",
+        "thread",
+    )
+
+    def __init__(
+        self, request: socket.socket, client_address: tuple[str, int], server: SMTPServer
+    ) -> None:
+        self.socket = request
+        self.server = server
+        ip = client_address[0]
+        # A dual-stack socket names IPv4 clients as ::ffff:192.0.2.1.
+        self.client_ip = ip[7:] if ip.startswith("::ffff:") and "." in ip else ip
+        self.session = Session(server.rules)
+        self._job: Job | None = None
+        self._unsent = b""
+        self._send_since = 0.0
+        self._lingering = False
+        self.interest = 0  # what epoll watches for; 0: not registered
+        self.thread: SMTPThread = server.pool.current()
+        self.began = self.since = self.thread.now
+        self.thread.adopt(self)
+        self._send()  # the greeting
+
+    def readable(self) -> None:
+        """The socket has input, or the client has gone."""
+        if self._job is not None:
+            # Suspended: what the client sends stays in the socket, which holds it back. Most
+            # clients send nothing now, so the epoll is told only when one does.
+            self.thread.watch(self, 0)
+            return
+        try:
+            data = self.socket.recv(RECEIVE, DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        if not data:
+            self.close()
+        elif not self._lingering:
+            event = self.session.receive(data)
+            if self.session.state is State.DATA:
+                self.since = self.thread.now
+            self._go_on(event)
+
+    def writable(self) -> None:
+        """The client reads again."""
+        self._send()
+
+    def finished(self, job: Job) -> None:
+        """The store is done with this connection's message; called in its own thread."""
+        if self._job is not job:
+            return  # answered already, by the clock
+        self._job = None
+        assert job.outcome is not None
+        if job.outcome is Outcome.STORED:
+            self._answer_message(job.message, queued(job.message.id), job.submitted)
+        else:
+            self._answer_message(job.message, OUTCOMES[job.outcome], job.submitted)
+
+    def check_time(self, now: float) -> None:
+        """Close the session if it has outlived one of its limits. now: monotonic seconds."""
+        limits = self.server.limits
+        if self._job is not None:
+            if now - self._job.submitted > GIVE_UP_AFTER:
+                job, self._job = self._job, None
+                self._answer_message(job.message, reply.STORAGE_TROUBLE, job.submitted)
+        elif self._lingering:
+            if now - self.since > LINGER:
+                self.close()
+        elif self._unsent:
+            if now - self._send_since > SEND_TIMEOUT:
+                self.close()
+        elif now - self.since > limits.timeout:
+            self.end(reply.TIMED_OUT)
+        elif now - self.began > limits.session_timeout:
+            self.end(reply.SESSION_TOO_LONG)
+
+    def leave(self, at_once: bool) -> None:
+        """The server stops. at_once: say so now instead of at the client's next command."""
+        self.session.leaving = True
+        if at_once and self._job is None and not self._lingering:
+            self.end(reply.SHUTTING_DOWN)
+
+    def end(self, farewell: Reply) -> None:
+        """Close the session, saying `farewell`."""
+        self.session.close(farewell)
+        self._send()
+
+    def close(self) -> None:
+        """Close the socket at once."""
+        if self.thread.forget(self):
+            self._job = None
+            self.server.close_request(self.socket)
+
+    def _go_on(self, event: Event | None) -> None:
+        """Deal with what the session asks until it needs more input or an answer from elsewhere."""
+        while event is not None:
+            if type(event) is MessageReceived:
+                self._take(event)
+                break
+            decision = self.server.policy.recipient(event.recipient)
+            if not decision.positive:
+                self.thread.maillog.recipient_refused(self.client_ip, event.recipient, decision)
+            event = self.session.answer(decision)
+        self._send()
+
+    def _take(self, event: MessageReceived) -> None:
+        server = self.server
+        message = Message(
+            server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
+        )
+        self._job = Job(message, self.thread, self, self.thread.now)
+        if server.writer is None:
+            self._job.outcome = Outcome.STORED
+            self.finished(self._job)
+        else:
+            server.writer.submit(self._job)
+
+    def _answer_message(self, message: Message, decision: Reply, submitted: float) -> None:
+        server = self.server
+        row = self.thread.counters
+        if decision.positive:
+            row[Counter.ACCEPTED] += 1
+            row[Counter.RECEIVED_BYTES] += len(message.content)
+        else:
+            row[Counter.REFUSED] += 1
+        self.thread.maillog.message(message, decision, self.thread.now - submitted)
+        self._go_on(self.session.answer(decision))
+
+    def _send(self) -> None:
+        output = self.session.take_output()
+        if output:
+            # A reply, and no single octet more, gives the client a new deadline.
+            self.since = self.thread.now
+        if self._unsent:
+            output = self._unsent + output
+        if output:
+            try:
+                sent = self.socket.send(output, DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent or not self._unsent:
+                self._send_since = self.thread.now
+            self._unsent = output[sent:]
+        if self._unsent:
+            self.thread.watch(self, EPOLLOUT)
+        elif self.session.farewell is not None:
+            self._say_goodbye(self.session.farewell)
+        elif self._job is None:
+            self.thread.watch(self, EPOLLIN)
+
+    def _say_goodbye(self, farewell: Reply) -> None:
+        if farewell is reply.BYE:
+            self.close()  # the client asked for it and sends nothing more
+        elif not self._lingering:
+            self.thread.maillog.closed(self.client_ip, farewell)
+            # Closing with unread input would reset the connection, and the reply with it.
+            self._lingering = True
+            self.since = self.thread.now
+            self.thread.watch(self, EPOLLIN)
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.close()

@@ -1,0 +1,255 @@
+"""Who runs the connections? The bounded pool of SMTP threads, each with an epoll and many clients.
+
+A thread never blocks: what may take long is done elsewhere, and the answer comes back through the
+thread's inbox and its wake-up descriptor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from select import EPOLLIN, EPOLLOUT
+from typing import TYPE_CHECKING
+
+from gsmtpd.maillog import MailLog
+from gsmtpd.metrics import Counter
+from gsmtpd.smtp import reply
+
+if TYPE_CHECKING:
+    from gsmtpd.server.connection import Connection
+    from gsmtpd.server.tcp import SMTPServer
+    from gsmtpd.storage.writer import Job
+
+_log = logging.getLogger(__name__)
+
+SWEEP = 1.0  # seconds between two looks at all deadlines
+MAX_EVENTS = 512  # of one epoll_wait
+NO_DESCRIPTORS_PAUSE = 0.5  # seconds without accept after EMFILE; a ready listener would spin
+
+
+class SMTPThread(threading.Thread):
+    """One thread of the pool.
+
+    counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
+    now: monotonic seconds, as of this round.
+    """
+
+    def __init__(self, name: str, counters: memoryview, maillog: MailLog, sweep: float = SWEEP) -> None:
+        super().__init__(name=name, daemon=True)
+        self.counters = counters
+        self.maillog = maillog
+        self.now = time.monotonic()
+        self._sweep_every = sweep
+        self._next_sweep = self.now + sweep
+        self._epoll = select.epoll()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._awake = False
+        self._inbox: deque[Job | Callable[[], None]] = deque()
+        self._connections: dict[int, Connection] = {}
+        self._listeners: dict[int, SMTPServer] = {}
+        self._paused: dict[int, float] = {}  # listener → when to accept again
+        self._running = True
+        self._epoll.register(self._wakeup, EPOLLIN)
+
+    # Called from other threads.
+
+    def put(self, job: Job) -> None:
+        """Take a job that the store is done with. Call `wake` afterwards."""
+        self._inbox.append(job)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have `function` called in this thread, soon."""
+        self._inbox.append(function)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the inbox looked at."""
+        if not self._awake:
+            self._awake = True
+            os.eventfd_write(self._wakeup, 1)
+
+    def stop(self) -> None:
+        """End the thread; its connections are closed."""
+        self._running = False
+        self._awake = False
+        self.wake()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    # Called in this thread.
+
+    def listen(self, server: SMTPServer) -> None:
+        """Accept the connections of `server`, beside the other threads and processes."""
+        self._listeners[server.fileno()] = server
+        self._watch_listener(server.fileno())
+
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
+        for fd in self._listeners:
+            if fd not in self._paused:
+                self._epoll.unregister(fd)
+        self._listeners.clear()
+        self._paused.clear()
+
+    def leave(self, at_once: bool) -> None:
+        """Accept no more, and tell the clients: at their next command, or now."""
+        self.stop_listening()
+        for connection in list(self._connections.values()):
+            connection.leave(at_once)
+
+    def adopt(self, connection: Connection) -> None:
+        """Run `connection` from now on."""
+        self._connections[connection.socket.fileno()] = connection
+        self.counters[Counter.CLIENTS] = len(self._connections)
+        self.watch(connection, EPOLLIN)
+
+    def forget(self, connection: Connection) -> bool:
+        """Stop running `connection`; False if that was done before. The caller closes its socket."""
+        fd = connection.socket.fileno()
+        if self._connections.get(fd) is not connection:
+            return False
+        # No unregister: closing the only descriptor of a socket takes it out of the epoll.
+        del self._connections[fd]
+        self.counters[Counter.CLIENTS] = len(self._connections)
+        return True
+
+    def watch(self, connection: Connection, interest: int) -> None:
+        """Have `connection` told of `interest` (EPOLLIN or EPOLLOUT; 0: of nothing)."""
+        if connection.interest == interest:
+            return
+        fd = connection.socket.fileno()
+        if not interest:
+            # Not modify(fd, 0): a hang-up would still be reported, again and again.
+            self._epoll.unregister(fd)
+        elif connection.interest:
+            self._epoll.modify(fd, interest)
+        else:
+            self._epoll.register(fd, interest)
+        connection.interest = interest
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        poll = self._epoll.poll
+        connections = self._connections
+        while self._running:
+            events = poll(max(0.0, self._next_sweep - self.now), MAX_EVENTS)
+            self.now = time.monotonic()
+            for fd, event in events:
+                connection = connections.get(fd)
+                if connection is not None:
+                    try:
+                        if event & EPOLLOUT:
+                            connection.writable()
+                        else:
+                            connection.readable()
+                    except Exception:
+                        self._fault(connection)
+                elif fd == self._wakeup:
+                    self._read_inbox()
+                elif fd in self._listeners:
+                    self._accept(fd)
+            if self.now >= self._next_sweep:
+                self._sweep()
+            self.maillog.flush()
+        self._close_all()
+
+    def _accept(self, fd: int) -> None:
+        server = self._listeners[fd]
+        try:
+            server.accept_waiting()
+        except OSError as error:
+            _log.error("accept: %s; trying again in %g s", error, NO_DESCRIPTORS_PAUSE)
+            self._epoll.unregister(fd)
+            self._paused[fd] = self.now + NO_DESCRIPTORS_PAUSE
+
+    def _watch_listener(self, fd: int) -> None:
+        self._epoll.register(fd, EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _read_inbox(self) -> None:
+        # First the descriptor, then the flag, then the inbox: nothing put meanwhile is missed.
+        os.eventfd_read(self._wakeup)
+        self._awake = False
+        inbox = self._inbox
+        while inbox:
+            item = inbox.popleft()
+            if callable(item):
+                item()
+                continue
+            connection: Connection = item.context  # type: ignore[assignment]
+            try:
+                connection.finished(item)
+            except Exception:
+                self._fault(connection)
+
+    def _sweep(self) -> None:
+        self._next_sweep = self.now + self._sweep_every
+        for connection in list(self._connections.values()):
+            try:
+                connection.check_time(self.now)
+            except Exception:
+                self._fault(connection)
+        for fd, until in list(self._paused.items()):
+            if self.now >= until:
+                del self._paused[fd]
+                self._watch_listener(fd)
+        for server in self._listeners.values():
+            server.service_actions()
+
+    def _fault(self, connection: Connection) -> None:
+        """A fault of ours: the client hears 421 and may come again."""
+        _log.exception("fault in the session of %s", connection.client_ip)
+        try:
+            connection.end(reply.INTERNAL_ERROR)
+        except Exception:
+            connection.close()
+
+    def _close_all(self) -> None:
+        for connection in list(self._connections.values()):
+            connection.close()
+        self.maillog.flush()
+        self._epoll.close()
+        os.close(self._wakeup)
+
+
+class SMTPThreadPool:
+    """A fixed number of SMTP threads."""
+
+    def __init__(self, threads: Sequence[SMTPThread]) -> None:
+        self._threads = list(threads)
+
+    def start(self, servers: Sequence[SMTPServer]) -> None:
+        """Start the threads; each accepts from all `servers`."""
+        for thread in self._threads:
+            for server in servers:
+                thread.listen(server)
+            thread.start()
+
+    def current(self) -> SMTPThread:
+        """The pool's thread that is running now. Raises RuntimeError in any other thread."""
+        thread = threading.current_thread()
+        if isinstance(thread, SMTPThread):
+            return thread
+        raise RuntimeError("connections are handled in SMTP threads only")
+
+    def leave(self, at_once: bool) -> None:
+        """Accept no more, and tell the clients: at their next command, or now."""
+        for thread in self._threads:
+            thread.call(partial(thread.leave, at_once))
+
+    def clients(self) -> int:
+        """How many connections are open."""
+        return sum(map(len, self._threads))
+
+    def stop(self, timeout: float) -> None:
+        """Close what is still open and end the threads."""
+        for thread in self._threads:
+            thread.stop()
+        for thread in self._threads:
+            thread.join(timeout)

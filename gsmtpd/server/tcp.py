@@ -1,0 +1,138 @@
+"""How does a client get in? socketserver's hooks, without a thread per connection."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import socketserver
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gsmtpd.metrics import Counter, Counters
+from gsmtpd.policy.domains import DomainPolicy
+from gsmtpd.server.connection import DONTWAIT, Connection
+from gsmtpd.server.pool import SMTPThreadPool
+from gsmtpd.smtp import reply
+from gsmtpd.smtp.session import Rules
+from gsmtpd.storage.writer import GroupCommitWriter
+
+_log = logging.getLogger(__name__)
+
+BACKLOG = 4096  # socketserver's 5 refuses a burst; the kernel caps this at net.core.somaxconn
+ACCEPT_AT_ONCE = 16  # connections taken per round, so that those taken before are served as well
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may cost. Times in seconds. max_clients: over all processes together."""
+
+    max_clients: int = 1000
+    timeout: float = 100.0
+    session_timeout: float = 1800.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on `host` (an IPv4 or IPv6 address) and `port`. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Each send is a whole answer: nothing is gained by waiting.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class SMTPServer(socketserver.ThreadingTCPServer):
+    """Serves the connections of one listening socket from a bounded pool of SMTP threads.
+
+    listener: bound and listening. policy decides recipients. writer: None answers every message
+    with 250 and keeps nothing. clock: Unix time in seconds. rules and limits may be replaced; new
+    sessions get the new ones.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        pool: SMTPThreadPool,
+        rules: Rules,
+        limits: Limits,
+        policy: DomainPolicy,
+        writer: GroupCommitWriter | None,
+        new_id: Callable[[], str],
+        counters: Counters,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        # Bound by the master, before it dropped root and forked.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.pool = pool
+        self.rules = rules
+        self.limits = limits
+        self.policy = policy
+        self.writer = writer
+        self.new_id = new_id
+        self.clock = clock
+        self._counters = counters
+        self._overloaded = False
+
+    def accept_waiting(self) -> None:
+        """Take the connections that wait. Raises OSError where the process has no descriptor left."""
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                request, client_address = self.get_request()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                return  # this connection's own network trouble, see accept(2)
+            try:
+                if self.verify_request(request, client_address):
+                    self.process_request(request, client_address)
+                else:
+                    self.shutdown_request(request)
+            except Exception:
+                self.handle_error(request, client_address)
+                self.shutdown_request(request)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is room for one more client; else it hears 421, never silence."""
+        if self._counters.total(Counter.CLIENTS) < self.limits.max_clients:
+            return True
+        if not self._overloaded:
+            self._overloaded = True
+            _log.warning("max_clients = %d reached: answering 421", self.limits.max_clients)
+        self.pool.current().counters[Counter.TURNED_AWAY] += 1
+        try:
+            request.send(reply.TOO_MANY_CLIENTS.wire, DONTWAIT)
+        except OSError:
+            pass
+        return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hand the connection to the pool: no thread is started."""
+        self.finish_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """About once a second: leave overload, and help mail out from behind a slow commit."""
+        if self._overloaded and self._counters.total(Counter.CLIENTS) < self.limits.max_clients:
+            self._overloaded = False
+            _log.warning("below max_clients again")
+        if self.writer is not None:
+            self.writer.poke()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a fault of ours; the server goes on."""
+        _log.exception("fault while taking the connection of %s", client_address)

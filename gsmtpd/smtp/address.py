@@ -1,0 +1,109 @@
+"""What is a valid SMTP path, and what mailbox does it name? (RFC 5321 section 4.1.2, RFC 6531)"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+MAX_LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
+MAX_DOMAIN = 255  # octets, section 4.5.3.1.2
+MAX_PATH = 256  # octets with the angle brackets, section 4.5.3.1.3
+
+_ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
+_UTF8 = r"\u00a0-\ud7ff\ue000-\U0010ffff"  # no C1 controls, no surrogates
+_DOT_STRING = re.compile(rf"[{_ATEXT}{_UTF8}]+(?:\.[{_ATEXT}{_UTF8}]+)*")
+_QUOTED = re.compile(rf'"(?:[\x20\x21\x23-\x5b\x5d-\x7e{_UTF8}]|\\[\x20-\x7e])*"')
+_QUOTED_PAIR = re.compile(r"\\(.)")
+# Underscores are no LDH characters, but real senders have them in host names.
+_LABEL = rf"[A-Za-z0-9_{_UTF8}](?:[A-Za-z0-9_\-{_UTF8}]{{0,61}}[A-Za-z0-9_{_UTF8}])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
+# The address nearly every client sends: one match in place of the grammar below.
+_ORDINARY = re.compile(
+    r"<([A-Za-z0-9_+=\-]+(?:\.[A-Za-z0-9_+=\-]+)*)"
+    r"@((?:[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?\.)*[a-z0-9]{1,63})>"
+)
+
+
+class Mailbox(NamedTuple):
+    """An address in canonical form: no needless quotes, the domain in lower case.
+
+    local: the local part, quoted only where it must be, case kept. domain: a name, or an address
+    literal such as "[127.0.0.1]" or "[IPv6:::1]"; "" only for the domainless postmaster.
+    """
+
+    local: str
+    domain: str
+
+    def __str__(self) -> str:
+        return f"{self.local}@{self.domain}" if self.domain else self.local
+
+
+POSTMASTER = Mailbox("postmaster", "")
+
+
+def parse_path(path: str) -> Mailbox | None:
+    """The mailbox of `path`, a Path with its angle brackets, or None where it breaks the grammar.
+
+    A source route is dropped (RFC 5321 appendix C); "<Postmaster>" is `POSTMASTER`. The null path
+    "<>" is the caller's to know.
+    """
+    ordinary = _ORDINARY.fullmatch(path)
+    if ordinary is not None and len(path) <= MAX_PATH:
+        local, domain = ordinary.groups()
+        return Mailbox(local, domain) if len(local) <= MAX_LOCAL_PART else None
+    if len(path.encode("utf-8", "surrogatepass")) > MAX_PATH or path[:1] != "<" or path[-1:] != ">":
+        return None
+    inner = path[1:-1]
+    route = _ROUTE.match(inner)
+    if route is not None:
+        inner = inner[route.end() :]
+    if inner.lower() == "postmaster" and route is None:
+        return POSTMASTER
+    return parse_mailbox(inner)
+
+
+def parse_mailbox(text: str) -> Mailbox | None:
+    """The mailbox that `text` ("local@domain", no brackets) names, or None."""
+    match = (_QUOTED if text[:1] == '"' else _DOT_STRING).match(text)
+    if match is None or text[match.end() : match.end() + 1] != "@":
+        return None
+    local = canonical_local_part(match.group())
+    domain = parse_domain(text[match.end() + 1 :])
+    if domain is None or not 0 < len(match.group().encode("utf-8", "surrogatepass")) <= MAX_LOCAL_PART:
+        return None
+    return Mailbox(local, domain)
+
+
+def canonical_local_part(local: str) -> str:
+    """`local` without quotes and quoted pairs that say nothing (RFC 5321 section 4.1.2)."""
+    if local[:1] != '"':
+        return local
+    text = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+    if _DOT_STRING.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def parse_domain(text: str) -> str | None:
+    """The domain or address literal `text` in canonical form, or None where it is neither."""
+    if text[:1] == "[":
+        return parse_literal(text)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_DOMAIN or _DOMAIN.fullmatch(text) is None:
+        return None
+    return text.lower()
+
+
+def parse_literal(text: str) -> str | None:
+    """The address literal `text` ("[127.0.0.1]", "[IPv6:::1]") in canonical form, or None."""
+    if text[-1:] != "]":
+        return None
+    inner = text[1:-1]
+    try:
+        if inner[:5].lower() == "ipv6:":
+            address = ipaddress.IPv6Address(inner[5:])
+            return None if address.scope_id else f"[IPv6:{address.compressed}]"
+        return f"[{ipaddress.IPv4Address(inner)}]"
+    except ValueError:
+        return None

@@ -1,0 +1,106 @@
+"""What must a store be able to do? The interface that every backend has."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from gsmtpd.message.row import Message
+
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """What became of a message that was given to a store."""
+
+    STORED = "stored"  # committed, and the store will say so again after a power cut
+    TROUBLE = "trouble"  # not committed as far as can be known; worth another try
+    NO_SPACE = "no space"  # the disk or the table is full
+
+
+class StoreError(Exception):
+    """The store cannot be used now; the text is one clear line for the operator."""
+
+
+class StorePermissionError(StoreError):
+    """The store is there, but not for this user."""
+
+
+class Health:
+    """Says once that a store is in trouble, and once that it is well again.
+
+    name: of the store, for the log. The same trouble is said again after `repeat` seconds.
+    """
+
+    def __init__(self, name: str, repeat: float = 60.0) -> None:
+        self._name = name
+        self._repeat = repeat
+        self._said: tuple[str, float] | None = None
+
+    def trouble(self, text: str) -> None:
+        """Log `text` unless it was said lately."""
+        now = time.monotonic()
+        if self._said is None or self._said[0] != text or now - self._said[1] > self._repeat:
+            self._said = (text, now)
+            _log.error("%s: %s; answering 451 until this is mended", self._name, text)
+
+    def well(self) -> None:
+        """Log the recovery, if there was trouble."""
+        if self._said is not None:
+            self._said = None
+            _log.warning("%s: mail is being stored again", self._name)
+
+
+class Store(Protocol):
+    """Keeps messages. Each writer thread calls its own methods; nothing here is for an SMTP thread."""
+
+    def prepare(self) -> None:
+        """Connect, check what durability and the table need.
+
+        Raises StoreError if the store is unusable now, after saying so in the log.
+        """
+
+    def write(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Store `messages` in one transaction, and say for each what became of it.
+
+        All recipients of a message are stored or none. Never raises for trouble of the database.
+        """
+
+    def close(self) -> None:
+        """Give back connections; the store may not be used afterwards."""
+
+
+class StoredMail(NamedTuple):
+    """A stored row as `gsmtpctl` shows it; the columns of `new_mail` by their names."""
+
+    mail_id: int
+    date: str
+    from_: str
+    to: str
+    subject: str
+    size: int
+    hash: str
+    recipient: str
+    return_path: str
+    ip_addr: str
+    helo: str
+
+
+class MailReader(Protocol):
+    """Reads what a store keeps, for people."""
+
+    def recent(self, limit: int) -> list[StoredMail]:
+        """The newest `limit` mails, oldest first. Raises StoreError."""
+
+    def after(self, mail_id: int) -> list[StoredMail]:
+        """The mails with a higher id than `mail_id`, oldest first. Raises StoreError."""
+
+    def mail(self, mail_id: int) -> tuple[StoredMail, bytes] | None:
+        """One mail and its bytes, or None where there is none. Raises StoreError."""
+
+    def close(self) -> None:
+        """Close the connection."""

@@ -1,0 +1,127 @@
+"""Mail in one SQLite file: the embedded store, durable by WAL and synchronous=FULL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from itertools import chain
+
+from gsmtpd.message.row import COLUMNS, Message, RowMaker
+from gsmtpd.storage.base import Health, Outcome, StoreError, StorePermissionError
+from gsmtpd.storage.reader import SQLReader
+from gsmtpd.storage.schema import statements
+
+_BUSY_TIMEOUT = 10.0  # seconds to wait for another process's commit
+_INSERT = (
+    f"INSERT INTO new_mail ({', '.join(f'`{name}`' for name in COLUMNS)})"
+    f" VALUES ({', '.join('?' * len(COLUMNS))})"
+)
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection to the mail file at `path`, made with its tables where it is missing.
+
+    Raises StoreError with a clear line.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        # NORMAL would not sync the WAL on commit: a power cut could take acknowledged mail.
+        connection.execute("PRAGMA synchronous=FULL")
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='new_mail'").fetchone():
+            for statement in statements("sqlite"):
+                connection.execute(statement)
+        return connection
+    except (sqlite3.Error, OSError) as error:
+        denied = not _writable(path)
+        kind = StorePermissionError if denied else StoreError
+        raise kind(_explain(path, error)) from error
+
+
+def _explain(path: str, error: Exception) -> str:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f"{path}: the directory {folder} does not exist; make it, or set [store] [[sqlite]] path"
+    if not _writable(path):
+        return f"{path}: permission denied; the user gsmtpd runs as must be able to write {folder}"
+    return f"{path}: {error}"
+
+
+def _writable(path: str) -> bool:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return True  # it is not rights that are missing
+    return os.access(folder, os.W_OK) and (not os.path.exists(path) or os.access(path, os.W_OK))
+
+
+class SQLiteStore:
+    """Keeps mail in the SQLite file at `path`. Several processes may share the file."""
+
+    def __init__(self, path: str, rows: RowMaker) -> None:
+        self._path = path
+        self._rows = rows
+        self._local = threading.local()
+        self._health = Health(f"sqlite {path}")
+
+    def prepare(self) -> None:
+        """Open the file and make its tables. Raises StoreError."""
+        self._connection()
+
+    def write(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Store `messages` in one transaction."""
+        try:
+            self._transaction(self._connection(), messages)
+        except StoreError:
+            return [Outcome.TROUBLE] * len(messages)
+        except sqlite3.Error as error:
+            return self._after_error(messages, error)
+        self._health.well()
+        return [Outcome.STORED] * len(messages)
+
+    def close(self) -> None:
+        """Connections belong to their threads and end with them."""
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            try:
+                connection = self._local.connection = connect(self._path)
+            except StoreError as trouble:
+                self._health.trouble(str(trouble))
+                raise
+        return connection
+
+    def _transaction(self, connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
+        rows = chain.from_iterable(map(self._rows.rows, messages))
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(_INSERT, rows)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _after_error(self, messages: Sequence[Message], error: sqlite3.Error) -> list[Outcome]:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT) and len(messages) > 1:
+            # One message is at fault: halves find it, and it stands alone.
+            middle = len(messages) // 2
+            return self.write(messages[:middle]) + self.write(messages[middle:])
+        self._health.trouble(_explain(self._path, error))
+        if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG):
+            # The file may have been moved away or mended meanwhile: open it afresh.
+            self._local.connection.close()
+            del self._local.connection
+        full = code == sqlite3.SQLITE_FULL
+        return [Outcome.NO_SPACE if full else Outcome.TROUBLE] * len(messages)
+
+
+def open_reader(path: str) -> SQLReader:
+    """A reader of the mail file at `path`. Raises StoreError if there is none yet."""
+    if not os.path.exists(path):
+        raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
+    return SQLReader(connect(path), "new_mail", "?")
+

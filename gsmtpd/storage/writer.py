@@ -1,0 +1,177 @@
+"""How do many messages share one commit? Group commit by a bounded set of writer threads.
+
+A writer takes everything that waits and stores it in one transaction; what arrives meanwhile is
+the next batch. No timer, so a lone message is written at once, and no lock is held while writing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from gsmtpd.message.row import Message
+from gsmtpd.storage.base import Outcome, Store, StoreError
+
+_log = logging.getLogger(__name__)
+
+MAX_BATCH_ROWS = 500
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+# A second writer starts only where the first left this many waiting: two half batches cost the
+# database twice. What waits behind a stuck commit is taken by `poke`, within a second.
+SECOND_WRITER_FROM = 100
+GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 lets clients wait 600)
+_PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
+
+
+class Owner(Protocol):
+    """Who is told what became of a message: an SMTP thread."""
+
+    def put(self, job: Job) -> None:
+        """Take a finished job; must not block. Called before `wake`, from a writer thread."""
+
+    def wake(self) -> None:
+        """Finished jobs are there."""
+
+
+class Job:
+    """One message on its way into the store. context: the owner's own, untouched here."""
+
+    __slots__ = ("context", "message", "outcome", "owner", "submitted")
+
+    def __init__(self, message: Message, owner: Owner, context: object, submitted: float) -> None:
+        self.message = message
+        self.owner = owner
+        self.context = context
+        self.submitted = submitted  # seconds, monotonic
+        self.outcome: Outcome | None = None  # None until it is known
+
+
+class GroupCommitWriter:
+    """Writes messages to a store from `threads` threads. Start it behind the fork."""
+
+    def __init__(
+        self, store: Store, threads: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._writing = 0
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"writer-{i}", args=(i,), daemon=True)
+            for i in range(threads)
+        ]
+
+    def start(self) -> None:
+        """Start the writer threads; the first looks at the store before it writes."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`; its owner gets it back with its outcome."""
+        self._waiting.append(job)  # atomic; writers look again before they sleep
+        if not self._writing or len(self._waiting) == SECOND_WRITER_FROM:
+            with self._changed:
+                self._changed.notify()
+
+    def poke(self) -> None:
+        """Let a further writer take what waits behind a slow commit. Call it about every second."""
+        if self._waiting:
+            with self._changed:
+                self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages no writer has taken yet."""
+        return len(self._waiting)
+
+    def stop(self, timeout: float) -> bool:
+        """Write what waits, then end the threads. True if all ended within `timeout` seconds."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        deadline = self._clock() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - self._clock()))
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if ended:
+            self._store.close()
+        return ended
+
+    def _run(self, number: int) -> None:
+        if number == 0:
+            self._prepare()
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    if self._stopped:
+                        return
+                    self._changed.wait()
+                self._writing += 1
+            try:
+                self._write_waiting()
+            finally:
+                with self._changed:
+                    self._writing -= 1
+
+    def _prepare(self) -> None:
+        """Look at the store before the first mail comes, again and again until it can be used."""
+        while not self._stopped and not self._waiting:
+            try:
+                self._store.prepare()
+                return
+            except StoreError:
+                pass  # the store has said so
+            except Exception:
+                _log.exception("store: unexpected trouble")
+            with self._changed:
+                if not self._waiting and not self._stopped:
+                    self._changed.wait(_PREPARE_AGAIN)
+
+    def _write_waiting(self) -> None:
+        while batch := self._take():
+            try:
+                outcomes = self._store.write([job.message for job in batch])
+            except Exception:
+                _log.exception("store: unexpected trouble with %d messages", len(batch))
+                outcomes = [Outcome.TROUBLE] * len(batch)
+            for job, outcome in zip(batch, outcomes, strict=True):
+                job.outcome = outcome
+            _hand_back(batch)
+
+    def _take(self) -> list[Job]:
+        """The next batch; what has waited too long goes back unwritten."""
+        batch: list[Job] = []
+        expired: list[Job] = []
+        rows = size = 0
+        oldest = self._clock() - GIVE_UP_AFTER
+        while rows < MAX_BATCH_ROWS and size < MAX_BATCH_BYTES:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:
+                break
+            if job.submitted < oldest:
+                job.outcome = Outcome.TROUBLE
+                expired.append(job)
+                continue
+            batch.append(job)
+            recipients = len(job.message.envelope.recipients)
+            rows += recipients
+            size += len(job.message.content) * recipients
+        if expired:
+            _log.error("store: %d messages waited over %g s", len(expired), GIVE_UP_AFTER)
+            _hand_back(expired)
+        return batch
+
+
+def _hand_back(jobs: list[Job]) -> None:
+    # Wake each owner once per batch: a wake-up per message would hand the GIL around.
+    for job in jobs:
+        job.owner.put(job)
+    for owner in {id(job.owner): job.owner for job in jobs}.values():
+        owner.wake()
