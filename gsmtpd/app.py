@@ -20,6 +20,7 @@ from gsmtpd.server.tcp import Limits, SMTPServer, bind
 from gsmtpd.smtp.session import Rules
 from gsmtpd.storage import mysql, sqlite
 from gsmtpd.storage.base import MailReader, Store, StoreError
+from gsmtpd.storage.schema import statements
 from gsmtpd.storage.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def _listen_error(host: str, port: int, error: OSError) -> ListenError:
             True,
         )
     if error.errno == 98:
-        return ListenError(f"{where}: another program listens there; stop it, or use -p PORT", False)
+        return ListenError(
+            f"{where}: another program listens there; stop it, or use -p PORT", False
+        )
     return ListenError(f"{where}: {error.strerror or error}", False)
 
 
@@ -98,23 +101,42 @@ def make_reader(config: Config) -> MailReader:
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
 
 
+def schema(config: Config) -> list[str]:
+    """The SQL statements that make the configured store's tables."""
+    backend = config.store.backend
+    if backend == "null":
+        raise StoreError("[store] backend = null has no tables")
+    return statements(backend, config.store.mysql.table)
+
+
+def make_tables(config: Config) -> str:
+    """Make the configured store's tables where they are missing; says where. Raises StoreError."""
+    if config.store.backend == "sqlite":
+        sqlite.connect(config.store.sqlite.path).close()
+        return f"the tables are in {config.store.sqlite.path}"
+    database = make_database(config)
+    mysql.execute(database, schema(config))
+    return f"the tables are in database {database.database}"
+
+
 def check_store(config: Config) -> None:
     """Whether the configured store can be used now. Raises StoreError."""
     if config.store.backend == "sqlite":
         sqlite.connect(config.store.sqlite.path).close()
     elif config.store.backend == "mysql":
-        store = _mysql_store(config, lambda size: None)
+        store = _mysql_store(config, lambda size: None, warn=False)
         try:
             store.prepare()
         finally:
             store.close()
 
 
-def _mysql_store(config: Config, on_capacity: mysql.OnCapacity) -> mysql.MySQLStore:
+def _mysql_store(config: Config, on_capacity: mysql.OnCapacity, warn: bool) -> mysql.MySQLStore:
     return mysql.MySQLStore(
         make_database(config),
         _row_maker(config),
         config.store.mysql.connections,
+        warn,
         config.store.durability == "strict",
         on_capacity,
     )
@@ -138,6 +160,7 @@ class Worker:
         logs: Logs,
         number: int,
     ) -> None:
+        self._number = number
         limits = config.limits
         self._rules = Rules(
             host_name=config.server.host_name,
@@ -177,19 +200,20 @@ class Worker:
             store = sqlite.SQLiteStore(config.store.sqlite.path, _row_maker(config))
             return GroupCommitWriter(store, threads=1)
         if config.store.backend == "mysql":
-            store = _mysql_store(config, self._take_capacity)
+            store = _mysql_store(config, self._take_capacity, warn=self._number == 0)
             return GroupCommitWriter(store, config.store.mysql.connections)
         return None
 
     def _take_capacity(self, size: int) -> None:
         """The database takes messages of `size` octets at most: announce no more than that."""
         if size < self._rules.max_size:
-            _log.warning(
-                "the database's max_allowed_packet takes messages up to %d octets; max_size = %d"
-                " is lowered to that (raise max_allowed_packet to twice max_size and 64K)",
-                size,
-                self._rules.max_size,
-            )
+            if self._number == 0:
+                _log.warning(
+                    "the database's max_allowed_packet takes messages up to %d octets; max_size ="
+                    " %d is lowered to that (raise max_allowed_packet to twice max_size and 64K)",
+                    size,
+                    self._rules.max_size,
+                )
             self._rules = replace(self._rules, max_size=size)
             for server in self._servers:
                 server.rules = self._rules

@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code
 
 
-def load(path: str, port: int | None = None, log: str | None = None, verbose: bool = False) -> config.Config:
+def load(
+    path: str, port: int | None = None, log: str | None = None, verbose: bool = False
+) -> config.Config:
     """The config at `path`, its warnings said on stderr. Raises Stop."""
     try:
         loaded = config.load(path, port=port, log_file=log, verbose=verbose)

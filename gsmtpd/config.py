@@ -1,4 +1,4 @@
-"""What does the administrator want?  A file and the environment -> frozen dataclasses, or ConfigError.
+"""What does the administrator want? File and environment -> frozen dataclasses, or ConfigError.
 
 gsmtpd.configspec holds every key with its type and default, config_checks.py the types. Here the
 file is read with configobj, every name is held against the spec, GSMTPD_SECTION_KEY variables are

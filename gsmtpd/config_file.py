@@ -28,6 +28,7 @@ TRIPLE_QUOTES = ('"""', "'''")
 _HEADER = re.compile(r"\s*((?:\[\s*)+)(.*?)((?:\s*\])+)\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*(".*?"|'.*?'|[^'"=].*?)\s*=\s*(.*)$""")
 _MARKS = re.compile(r"\s*(?:\[\s*)+")
+_MAX_PROBLEMS = 100  # a file with more of them is no configuration
 _MAX_BROKEN = 20  # headers put aside to read the rest of a file: each costs another reading
 
 
@@ -110,7 +111,11 @@ class Report:
         """Raise ConfigError with all problems, in the order of the file, if there are any."""
         if self._problems:
             ordered = sorted(self._problems, key=lambda problem: problem[0])
-            raise ConfigError(*dict.fromkeys(text for _, text in ordered))
+            problems = [*dict.fromkeys(text for _, text in ordered)]
+            more = len(problems) - _MAX_PROBLEMS
+            if more > 0:
+                problems[_MAX_PROBLEMS:] = [f"{self._file}: and {more} more problems"]
+            raise ConfigError(*problems)
 
     def _where(self, place: Place, number: int) -> str:
         source = self.variables.get(place) or self._file + (f":{number}" if number else "")
@@ -201,8 +206,8 @@ def parse(path: str) -> tuple[Any, Report]:
 
 
 def _configobj(lines: list[str]) -> tuple[Any, list[Any]]:
-    # list_values=False: configobj takes exponential time over a long list with an open quote
-    # (18 names 0.2 s, 30 a quarter of an hour), and would make a list of a password with a comma.
+    # list_values=False: over a list with an open quote configobj's pattern takes twice as long for
+    # each name more (18 names: 0.2 s), and it would make a list of a password with a comma.
     try:
         return ConfigObj(list(lines), interpolation=False, list_values=False), []
     except ConfigObjError as error:

@@ -8,7 +8,7 @@ import os
 import resource
 from collections.abc import Sequence
 
-from daemon import DaemonContext
+from daemon import DaemonContext  # type: ignore[import-untyped]
 
 MAX_DESCRIPTORS = 65536  # python-daemon closes each up to the limit; a limit of 2^30 takes minutes
 

@@ -7,6 +7,7 @@ import logging.handlers
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from gsmtpd.maillog import LineFormatter, MailLog, json_line, logfmt
 
@@ -31,16 +32,14 @@ class FileLog(logging.Handler):
             self.descriptor = sys.stderr.fileno() if path == "-" else os.open(path, flags, 0o640)
         except OSError as error:
             raise LogError(
-                f"cannot write the log {path}: {error.strerror}; set [log] file or -l to a file in a"
-                " directory that gsmtpd may write"
+                f"cannot write the log {path}: {error.strerror};"
+                " set [log] file or -l to a file in a directory that gsmtpd may write"
             ) from error
 
     def write(self, text: str) -> None:
         """Append `text` (whole lines) in one system call, so that processes may share the file."""
-        try:
+        with suppress(OSError):
             os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
-        except OSError:
-            pass
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record of the program's own log."""
@@ -88,7 +87,7 @@ class Logs:
         """What must stay open when the process detaches."""
         if isinstance(self._sink, FileLog):
             return [self._sink.descriptor]
-        return [self._sink.socket.fileno()]
+        return [self._sink.socket.fileno()]  # type: ignore[attr-defined]
 
     def mail_log(self) -> MailLog:
         """A mail log that writes here; make one per thread."""

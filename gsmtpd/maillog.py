@@ -104,7 +104,9 @@ class MailLog:
     def recipient_refused(self, client_ip: str, recipient: Mailbox, reply: Reply) -> None:
         """RCPT for `recipient` was refused by policy."""
         if self._enabled:
-            self._add("refused", ("client", client_ip), ("to", str(recipient)), ("reply", str(reply)))
+            self._add(
+                "refused", ("client", client_ip), ("to", str(recipient)), ("reply", str(reply))
+            )
 
     def closed(self, client_ip: str, reply: Reply) -> None:
         """A session was ended from our side with `reply`."""

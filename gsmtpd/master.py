@@ -65,9 +65,7 @@ class Master:
         code = 70
         try:
             self._in_worker()
-            app.Worker(
-                self._config, self._listeners, self._counters, self._logs, number
-            ).run()
+            app.Worker(self._config, self._listeners, self._counters, self._logs, number).run()
             code = 0
         except BaseException:
             _log.exception("worker %d failed", os.getpid())

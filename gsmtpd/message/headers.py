@@ -1,4 +1,4 @@
-"""What do the header fields of a message say? Any bytes in, clean Unicode out (RFC 5322, RFC 2047)."""
+"""What do the header fields of a message say? Any bytes in, clean Unicode out (RFC 5322, 2047)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ class Headers(NamedTuple):
 
 # ---- fields ------------------------------------------------------------------------------------
 
-# Field bodies go on in lines that begin with SP or TAB (RFC 5322 section 2.2.3). All repetitions
-# are possessive: no octet is looked at twice, whatever was sent.
-_BODY = r".*+(?:\n[ \t].*+)*"
+# Field bodies go on in lines that begin with SP or TAB (RFC 5322 section 2.2.3). In all patterns
+# here a repetition is possessive or can go on in one way only: so time is linear in what was sent.
+# Groups are repeated possessively only here, where it saves 0.5 us: before Python 3.11.5 (Debian 12
+# has 3.11.2) such a group loses its place where it fails behind a repetition inside it.
+_BODY = r".*+(?:\n[ \t].*+)*+"
 _COLON = r"[ \t]*+:"  # space before it: RFC 5322 section 4.5.8
 _MBOX_LINE = rf"(?<=\A\n)>?From (?!{_COLON}).*+"
 _WANTED = (
@@ -64,7 +66,7 @@ _find_fields = re.compile(
 _match_section = re.compile(
     rf"(?:\n{_MBOX_LINE})?(?:\n[!-9;-~]++{_COLON}{_BODY}){{0,{MAX_FIELDS}}}", re.ASCII
 ).match
-# Four times as fast as bytes.find, which looks for every octet of the needle in turn.
+# In a section of 2 KB: 0.7 us, where bytes.find takes 1.1.
 _find_end = re.compile(rb"\r\n\r\n").search
 
 
@@ -99,7 +101,7 @@ def read_headers(content: bytes) -> Headers:
 def _fields(content: bytes) -> list[tuple[str, str]]:
     """Names and bodies, each octet a character of U+0000 to U+00FF; the names may be empty."""
     end = _find_end(content, 0, MAX_HEADER)
-    # A line feed in front: then every field begins with one, which the regex engine finds fast.
+    # A line feed in front, so that the first field looks like the others.
     section = "\n" + str(content[: end.start() if end else MAX_HEADER], "latin-1")
     # A field has three octets; so most messages need no counting.
     if len(section) > 3 * MAX_FIELDS and section.count("\n") > MAX_FIELDS:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from email.utils import formatdate
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import lru_cache
 
 from gsmtpd.smtp.address import Mailbox
@@ -22,7 +23,7 @@ def protocol(envelope: Envelope) -> str:
 
 @lru_cache(maxsize=4)
 def _date(second: int) -> str:
-    return formatdate(second)
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def received(

@@ -152,7 +152,7 @@ class Connection:
     def _go_on(self, event: Event | None) -> None:
         """Deal with what the session asks until it needs more input or an answer from elsewhere."""
         while event is not None:
-            if type(event) is MessageReceived:
+            if isinstance(event, MessageReceived):
                 self._take(event)
                 break
             decision = self.server.policy.recipient(event.recipient)
@@ -174,7 +174,6 @@ class Connection:
             server.writer.submit(self._job)
 
     def _answer_message(self, message: Message, decision: Reply, submitted: float) -> None:
-        server = self.server
         row = self.thread.counters
         if decision.positive:
             row[Counter.ACCEPTED] += 1

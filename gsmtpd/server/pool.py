@@ -40,7 +40,9 @@ class SMTPThread(threading.Thread):
     now: monotonic seconds, as of this round.
     """
 
-    def __init__(self, name: str, counters: memoryview, maillog: MailLog, sweep: float = SWEEP) -> None:
+    def __init__(
+        self, name: str, counters: memoryview, maillog: MailLog, sweep: float = SWEEP
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
@@ -111,7 +113,7 @@ class SMTPThread(threading.Thread):
         self.watch(connection, EPOLLIN)
 
     def forget(self, connection: Connection) -> bool:
-        """Stop running `connection`; False if that was done before. The caller closes its socket."""
+        """Stop running `connection`, whose socket the caller closes; False if it was forgotten."""
         fd = connection.socket.fileno()
         if self._connections.get(fd) is not connection:
             return False

@@ -8,6 +8,7 @@ import socket
 import socketserver
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         clock: Callable[[], float] = time.time,
     ) -> None:
         # Bound by the master, before it dropped root and forked.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)
+        address = listener.getsockname()[:2]
+        super().__init__(address, Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
         self.socket = listener
         self.pool = pool
@@ -88,7 +90,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._overloaded = False
 
     def accept_waiting(self) -> None:
-        """Take the connections that wait. Raises OSError where the process has no descriptor left."""
+        """Take the connections that wait. Raises OSError where no descriptor is left."""
         for _ in range(ACCEPT_AT_ONCE):
             try:
                 request, client_address = self.get_request()
@@ -115,10 +117,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             self._overloaded = True
             _log.warning("max_clients = %d reached: answering 421", self.limits.max_clients)
         self.pool.current().counters[Counter.TURNED_AWAY] += 1
-        try:
+        with suppress(OSError):
             request.send(reply.TOO_MANY_CLIENTS.wire, DONTWAIT)
-        except OSError:
-            pass
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -71,7 +71,10 @@ def parse_mailbox(text: str) -> Mailbox | None:
         return None
     local = canonical_local_part(match.group())
     domain = parse_domain(text[match.end() + 1 :])
-    if domain is None or not 0 < len(match.group().encode("utf-8", "surrogatepass")) <= MAX_LOCAL_PART:
+    if (
+        domain is None
+        or not 0 < len(match.group().encode("utf-8", "surrogatepass")) <= MAX_LOCAL_PART
+    ):
         return None
     return Mailbox(local, domain)
 

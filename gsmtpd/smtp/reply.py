@@ -56,7 +56,9 @@ CANNOT_VERIFY = Reply(252, "2.5.2", "Cannot VRFY, but will take mail for the dom
 # The command cannot be read
 LINE_TOO_LONG = Reply(500, "5.5.2", "Line too long")
 EMPTY_LINE = Reply(500, "5.5.2", "Empty line")
-BARE_NEWLINE_IN_COMMAND = Reply(500, "5.5.2", "A command ends with CR LF; a bare CR or LF is no end")
+BARE_NEWLINE_IN_COMMAND = Reply(
+    500, "5.5.2", "A command ends with CR LF; a bare CR or LF is no end"
+)
 UNKNOWN_COMMAND = Reply(500, "5.5.1", "Command not recognized")
 NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
 NO_ARGUMENT_ALLOWED = Reply(501, "5.5.4", "This command takes no argument")

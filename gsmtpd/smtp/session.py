@@ -68,7 +68,11 @@ class Rules:
             ),
         )
         commands = "Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT"
-        put(self, "help", Reply(214, "2.0.0", commands, "This server receives mail; it never relays"))
+        put(
+            self,
+            "help",
+            Reply(214, "2.0.0", commands, "This server receives mail; it never relays"),
+        )
 
 
 class Envelope(NamedTuple):
@@ -173,7 +177,7 @@ class Session:
         return self._run(data)
 
     def answer(self, decision: Reply) -> Event | None:
-        """Answer the open event, and go on with what is buffered. Raises RuntimeError if none is."""
+        """Answer the open event and go on with what is buffered. Raises RuntimeError without one."""
         asked, self._asked = self._asked, None
         if type(asked) is RecipientAsked:
             self._answer_recipient(asked.recipient, decision)
@@ -197,6 +201,7 @@ class Session:
 
     def _run(self, data: bytes) -> Event | None:
         position = 0
+        event: Event | None
         while self.farewell is None:
             if self._data is not None:
                 rest = self._data.feed(data[position:] if position else data)

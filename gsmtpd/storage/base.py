@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 
 from gsmtpd.message.row import Message
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +55,7 @@ class Health:
 
 
 class Store(Protocol):
-    """Keeps messages. Each writer thread calls its own methods; nothing here is for an SMTP thread."""
+    """Keeps messages. Its methods may block, so only writer threads call them."""
 
     def prepare(self) -> None:
         """Connect, check what durability and the table need.

@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any
 
 import pymysql
-from dbutils.pooled_db import PooledDB
+from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped]
 from pymysql.constants import SERVER_STATUS
 
 from gsmtpd.message.row import Message, RowMaker
@@ -89,7 +89,7 @@ def connect(database: Database) -> Any:
 
 
 def _connect_to(host: Host, database: Database) -> Any:
-    connection = pymysql.connect(
+    connection: Any = pymysql.connect(
         host=host.name,
         port=host.port,
         unix_socket=host.unix_socket,
@@ -152,7 +152,8 @@ class Ambiguous(Exception):
 class MySQLStore:
     """Keeps mail in the table of `database`, through a pool of at most `connections`.
 
-    strict: warn where the server's settings do not make a COMMIT durable.
+    warn: say in the log what `prepare` finds; one worker of several is enough for that.
+    strict: also say where the server's settings do not make a COMMIT durable.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
     """
 
@@ -161,11 +162,13 @@ class MySQLStore:
         database: Database,
         rows: RowMaker,
         connections: int,
+        warn: bool = True,
         strict: bool = True,
         on_capacity: OnCapacity = lambda size: None,
     ) -> None:
         self._database = database
         self._rows = rows
+        self._warn = warn
         self._strict = strict
         self._on_capacity = on_capacity
         self._health = Health("mysql")
@@ -185,11 +188,16 @@ class MySQLStore:
                 self._known_table(connection)
         except (pymysql.MySQLError, OSError) as error:
             trouble = store_error(error, self._database)
-            self._health.trouble(str(trouble))
+            self._say_trouble(trouble)
             raise trouble from error
         except StoreError as error:
-            self._health.trouble(str(error))
+            self._say_trouble(error)
             raise
+        self._health.well()
+
+    def _say_trouble(self, trouble: StoreError) -> None:
+        if self._warn:
+            self._health.trouble(str(trouble))
 
     def write(self, messages: Sequence[Message]) -> list[Outcome]:
         """Store `messages` in one transaction."""
@@ -275,7 +283,9 @@ class MySQLStore:
                 marks = ", ".join(["%s"] * len(ids))
                 table = self._database.table
                 cursor = connection.cursor()
-                cursor.execute(f"SELECT DISTINCT `hash` FROM `{table}` WHERE `hash` IN ({marks})", ids)
+                cursor.execute(
+                    f"SELECT DISTINCT `hash` FROM `{table}` WHERE `hash` IN ({marks})", ids
+                )
                 return {row[0] for row in cursor.fetchall()}
             except (pymysql.MySQLError, OSError):
                 with suppress(pymysql.MySQLError, OSError):
@@ -339,22 +349,40 @@ class MySQLStore:
         # DURABILITY: half, because escaping may double every octet; 64 KiB for the other columns.
         self._statement_bytes = min(_STATEMENT_BYTES, packet - 65536)
         self._on_capacity((packet - 65536) // 2)
-        if not self._strict:
+        if not self._warn:
             return
+        if int(read_only):
+            _log.warning("mysql: the server is read-only")
         for bad, text in (
-            (str(engine).lower() != "innodb", f"table {self._database.table} is {engine}, not InnoDB"),
+            (
+                str(engine).lower() != "innodb",
+                f"table {self._database.table} is {engine}, not InnoDB",
+            ),
             (int(flush) != 1, f"innodb_flush_log_at_trx_commit is {flush}, not 1"),
             (int(log_bin) and int(sync_binlog) != 1, f"sync_binlog is {sync_binlog}, not 1"),
         ):
-            if bad:
+            if bad and self._strict:
                 _log.warning("mysql: DURABILITY: %s; acknowledged mail can be lost", text)
-        if int(read_only):
-            _log.warning("mysql: the server is read-only")
+
+
+def execute(database: Database, sql: Sequence[str]) -> None:
+    """Execute the statements `sql`, such as those of the schema. Raises StoreError."""
+    try:
+        connection = connect(database)
+        try:
+            with connection.cursor() as cursor:
+                for statement in sql:
+                    cursor.execute(statement)
+        finally:
+            connection.close()
+    except pymysql.MySQLError as error:
+        raise store_error(error, database) from error
 
 
 def open_reader(database: Database) -> SQLReader:
     """A reader of the mail table. Raises StoreError."""
     try:
-        return SQLReader(connect(database), database.table, "%s")
+        connection = connect(database)
     except pymysql.MySQLError as error:
         raise store_error(error, database) from error
+    return SQLReader(connection, database.table, "%s", lambda error: store_error(error, database))

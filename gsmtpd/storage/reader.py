@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gsmtpd.storage.base import StoredMail, StoreError
@@ -15,8 +16,11 @@ class SQLReader:
     table: its name, `\\w+`. mark: the driver's parameter mark, "?" or "%s".
     """
 
-    def __init__(self, connection: Any, table: str, mark: str) -> None:
+    def __init__(
+        self, connection: Any, table: str, mark: str, explain: Callable[[Exception], StoreError]
+    ) -> None:
         self._connection = connection
+        self._explain = explain
         self._table = table
         self._mark = mark
 
@@ -34,7 +38,9 @@ class SQLReader:
         rows = self._ask(f"WHERE mail_id = {self._mark}", mail_id)
         if not rows:
             return None
-        found = self._query(f"SELECT mail FROM `{self._table}` WHERE mail_id = {self._mark}", mail_id)
+        found = self._query(
+            f"SELECT mail FROM `{self._table}` WHERE mail_id = {self._mark}", mail_id
+        )
         return rows[0], bytes(found[0][0])
 
     def close(self) -> None:
@@ -51,8 +57,6 @@ class SQLReader:
             cursor.execute(sql, (value,))
             return list(cursor.fetchall())
         except Exception as error:
-            raise StoreError(str(error)) from error
+            raise self._explain(error) from error
         finally:
             cursor.close()
-            if hasattr(self._connection, "rollback"):
-                self._connection.rollback()  # so that the next question sees newer mail

@@ -35,15 +35,18 @@ def connect(path: str) -> sqlite3.Connection:
                 connection.execute(statement)
         return connection
     except (sqlite3.Error, OSError) as error:
-        denied = not _writable(path)
-        kind = StorePermissionError if denied else StoreError
-        raise kind(_explain(path, error)) from error
+        raise store_error(path, error) from error
+
+
+def store_error(path: str, error: Exception) -> StoreError:
+    """`error` as the StoreError for it."""
+    return (StoreError if _writable(path) else StorePermissionError)(_explain(path, error))
 
 
 def _explain(path: str, error: Exception) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        return f"{path}: the directory {folder} does not exist; make it, or set [store] [[sqlite]] path"
+        return f"{path}: there is no directory {folder}; make it, or set [store] [[sqlite]] path"
     if not _writable(path):
         return f"{path}: permission denied; the user gsmtpd runs as must be able to write {folder}"
     return f"{path}: {error}"
@@ -54,6 +57,14 @@ def _writable(path: str) -> bool:
     if not os.path.isdir(folder):
         return True  # it is not rights that are missing
     return os.access(folder, os.W_OK) and (not os.path.exists(path) or os.access(path, os.W_OK))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class SQLiteStore:
@@ -85,13 +96,22 @@ class SQLiteStore:
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.file != _identity(self._path):
+            # Removed or replaced: what we wrote to the open file would be gone with it.
+            self._forget(connection)
+            connection = None
         if connection is None:
             try:
                 connection = self._local.connection = connect(self._path)
             except StoreError as trouble:
                 self._health.trouble(str(trouble))
                 raise
+            self._local.file = _identity(self._path)
         return connection
+
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        connection.close()
+        self._local.connection = None
 
     def _transaction(self, connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
         rows = chain.from_iterable(map(self._rows.rows, messages))
@@ -113,8 +133,7 @@ class SQLiteStore:
         self._health.trouble(_explain(self._path, error))
         if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG):
             # The file may have been moved away or mended meanwhile: open it afresh.
-            self._local.connection.close()
-            del self._local.connection
+            self._forget(self._local.connection)
         full = code == sqlite3.SQLITE_FULL
         return [Outcome.NO_SPACE if full else Outcome.TROUBLE] * len(messages)
 
@@ -123,5 +142,4 @@ def open_reader(path: str) -> SQLReader:
     """A reader of the mail file at `path`. Raises StoreError if there is none yet."""
     if not os.path.exists(path):
         raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
-    return SQLReader(connect(path), "new_mail", "?")
-
+    return SQLReader(connect(path), "new_mail", "?", lambda error: store_error(path, error))

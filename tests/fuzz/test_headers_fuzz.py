@@ -13,10 +13,11 @@ from gsmtpd.message.headers import MAX_HEADER, MAX_VALUE, cut, read_headers, to_
 
 NAMES = [b"From", b"Subject", b"Message-ID", b"Reply-To", b"Sender", b"Content-Type", b"Received"]
 PIECES = [
-    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\r\n ", b"\n\t", b" ", b"\t", b":", b";", b",", b"<", b">",
-    b"(", b")", b'"', b"\\", b"@", b"[", b"]", b".", b"'", b"=", b"?", b"=?", b"?=", b"?Q?", b"?b?",
-    b"=?utf-8?Q?", b"=?utf-8?B?", b"=?utf-7?Q?+2AA-?=", b"=?gb2312?B?1tA=?=", b"=?iso-2022-jp?B?",
-    b"=?iso-2022-kr?q?=1B$)C=0E?=", b"=C3", b"=BC", b"_", b"YQ==", b"\xc3\xbc", b"\xfc", b"\x00",
+    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\r\n ", b"\n\t", b" ", b"\t", b":", b";", b",", b"<",
+    b">", b"(", b")", b'"', b"\\", b"@", b"[", b"]", b".", b"'", b"=", b"?", b"=?", b"?=", b"?Q?",
+    b"?b?", b"=?utf-8?Q?", b"=?utf-8?B?", b"=?utf-7?Q?+2AA-?=", b"=?gb2312?B?1tA=?=",
+    b"=?iso-2022-jp?B?", b"=?iso-2022-kr?q?=1B$)C=0E?=",
+    b"=C3", b"=BC", b"_", b"YQ==", b"\xc3\xbc", b"\xfc", b"\x00",
     b"\x1b$B", b"\xe2\x80\xa8", b"\xed\xa0\x80", b"\xff", b"joe@example.com", b"a", b"Joe", b"; ",
     b"charset=", b"charset*=utf-8''", b"text/plain", b"boundary=", b"From ", b"X:",
     *[name + b": " for name in NAMES],
@@ -60,9 +61,9 @@ def test_a_body_says_nothing(body: bytes) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*PIECES[4:32], b"joe@example.com", b"a", b"J"]), max_size=12))
-def test_the_short_way_to_an_address_finds_what_the_long_way_finds(parts: list[bytes]) -> None:
-    body = b"".join(parts).replace(b"\r", b"").replace(b"\n", b"").decode("latin-1")
+@given(st.lists(st.sampled_from([*" \t:;,<>()\"\\@[].'=?-", "a@b.example", "a", "J"]), max_size=12))
+def test_the_short_way_to_an_address_finds_what_the_long_way_finds(parts: list[str]) -> None:
+    body = "".join(parts)
     short = module._match_ordinary(body)
     if short is not None and "=?" not in short[0]:
         assert module._first_address(body) == module._address(body)
@@ -85,10 +86,11 @@ def test_cut_is_a_prefix_that_fits(text: str, length: int) -> None:
 FRONTS = [b"", b"X:", b"Subject: a", b"From: @ ", b'From: "@', b"From: <a@", b"Content-Type: a/b;"]
 UNITS = [
     b"a:", b"a:\n", b"\r\n ", b"\r\n", b"\n", b"\r", b" ", b"\t", b"(", b"((@ ", b")(", b"<", b"<@",
-    b"@", b"a@", b" @ .", b",", b", @", b";", b':', b'"', b'\\"', b'"\\', b"[", b"a@[", b"\\",
+    b"@", b"a@", b" @ .", b",", b", @", b";", b":", b'"', b'\\"', b'"\\', b"[", b"a@[", b"\\",
     b"=?", b"=?a", b"=?a?q?", b"=?a?q?x", b"=?a?b?a?= ", b"=?a?q?=41?= =?b?q?=41?=", b"?=", b"=",
-    b"=?utf-7?q?+2AA-?= ", b"=?gb2312?b?1tA=?=", b";a=", b';a="', b"; ", b";charset", b"\xc3", b"\xff",
-    b"a", b"a.", b"'", b"From:", b"From:\n", b"From \n", b"received:a\n", b"Subject:\r\n ", b"\x00",
+    b"=?utf-7?q?+2AA-?= ", b"=?gb2312?b?1tA=?=", b";a=", b';a="', b"; ", b";charset", b"\xc3",
+    b"\xff", b"a", b"a.", b"'", b"From:", b"From:\n", b"From \n", b"received:a\n", b"Subject:\r\n ",
+    b"\x00",
 ]  # fmt: skip
 
 

@@ -370,6 +370,12 @@ def test_many_broken_headers_are_all_reported(refused: Refuser) -> None:
     assert len(refused("[limits\n" * 60)) == 60
 
 
+def test_a_file_of_something_else_is_not_reported_line_by_line(refused: Refuser) -> None:
+    problems = refused("Dear diary,\n" * 1000)
+    assert len(problems) == 101
+    assert problems[-1] == "FILE: and 900 more problems"
+
+
 def test_a_long_list_with_an_open_quote_is_refused_at_once(refused: Refuser) -> None:
     names = ", ".join(f"d{n}.example" for n in range(500))
     assert "a quote is not closed" in refused(f'[domains]\naccept = "{names}\n')[0]

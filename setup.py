@@ -1,0 +1,35 @@
+"""Builds and installs gsmtpd; the metadata stands here and nowhere else."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="gsmtpd",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "gsmtpd/__init__.py").read_text())[1],
+    description="Receives large volumes of mail over SMTP and keeps it in MySQL, MariaDB or SQLite",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gsmtpd", "gsmtpd.*"]),
+    package_data={"gsmtpd": ["*.configspec"], "gsmtpd.storage.schema": ["*/*.sql"]},
+    install_requires=["configobj>=5.0.6", "DBUtils>=3.0", "PyMySQL>=1.0.2", "python-daemon>=2.3"],
+    extras_require={
+        "test": [
+            "aiosmtpd==1.4.6",
+            "hypothesis==6.170.15",
+            "mypy==2.4.1",
+            "pytest==9.2.0",
+            "pytest-timeout==2.4.0",
+            "ruff==0.17.6",
+            "types-PyMySQL==1.2.0.20260923",
+        ]
+    },
+    entry_points={
+        "console_scripts": ["gsmtpd = gsmtpd.cli:main", "gsmtpctl = gsmtpd.ctl:main"],
+    },
+)
