@@ -197,7 +197,8 @@ class Worker:
     def _make_writer(self, config: Config) -> GroupCommitWriter | None:
         store: Store
         if config.store.backend == "sqlite":
-            store = sqlite.SQLiteStore(config.store.sqlite.path, _row_maker(config))
+            durable = config.store.durability == "strict"
+            store = sqlite.SQLiteStore(config.store.sqlite.path, _row_maker(config), durable)
             return GroupCommitWriter(store, threads=1)
         if config.store.backend == "mysql":
             store = _mysql_store(config, self._take_capacity, warn=self._number == 0)

@@ -177,7 +177,7 @@ class Session:
         return self._run(data)
 
     def answer(self, decision: Reply) -> Event | None:
-        """Answer the open event and go on with what is buffered. Raises RuntimeError without one."""
+        """Answer the open event and go on with what is buffered; RuntimeError if there is none."""
         asked, self._asked = self._asked, None
         if type(asked) is RecipientAsked:
             self._answer_recipient(asked.recipient, decision)

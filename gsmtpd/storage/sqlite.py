@@ -20,16 +20,16 @@ _INSERT = (
 )
 
 
-def connect(path: str) -> sqlite3.Connection:
+def connect(path: str, durable: bool = True) -> sqlite3.Connection:
     """A connection to the mail file at `path`, made with its tables where it is missing.
 
-    Raises StoreError with a clear line.
+    durable: sync at each commit. Raises StoreError with a clear line.
     """
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
-        # NORMAL would not sync the WAL on commit: a power cut could take acknowledged mail.
-        connection.execute("PRAGMA synchronous=FULL")
+        # NORMAL does not sync the WAL on commit: a power cut can take acknowledged mail.
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='new_mail'").fetchone():
             for statement in statements("sqlite"):
                 connection.execute(statement)
@@ -68,11 +68,15 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 class SQLiteStore:
-    """Keeps mail in the SQLite file at `path`. Several processes may share the file."""
+    """Keeps mail in the SQLite file at `path`. Several processes may share the file.
 
-    def __init__(self, path: str, rows: RowMaker) -> None:
+    durable: whether a commit survives a power cut.
+    """
+
+    def __init__(self, path: str, rows: RowMaker, durable: bool = True) -> None:
         self._path = path
         self._rows = rows
+        self._durable = durable
         self._local = threading.local()
         self._health = Health(f"sqlite {path}")
 
@@ -102,7 +106,7 @@ class SQLiteStore:
             connection = None
         if connection is None:
             try:
-                connection = self._local.connection = connect(self._path)
+                connection = self._local.connection = connect(self._path, self._durable)
             except StoreError as trouble:
                 self._health.trouble(str(trouble))
                 raise

@@ -22,7 +22,7 @@ MAX_BATCH_ROWS = 500
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 # A second writer starts only where the first left this many waiting: two half batches cost the
 # database twice. What waits behind a stuck commit is taken by `poke`, within a second.
-SECOND_WRITER_FROM = 100
+SECOND_WRITER_FROM = 1000
 GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 lets clients wait 600)
 _PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
 
@@ -61,6 +61,8 @@ class GroupCommitWriter:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
+        self._called = False  # a writer was woken and has not looked yet
+        self._helped = False  # a further writer may take what waits, however little
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._run, name=f"writer-{i}", args=(i,), daemon=True)
@@ -74,15 +76,18 @@ class GroupCommitWriter:
 
     def submit(self, job: Job) -> None:
         """Queue `job`; its owner gets it back with its outcome."""
-        self._waiting.append(job)  # atomic; writers look again before they sleep
-        if not self._writing or len(self._waiting) == SECOND_WRITER_FROM:
+        # Atomic; and a writer looks again before it sleeps, so a busy one needs no call.
+        self._waiting.append(job)
+        if (not self._writing and not self._called) or len(self._waiting) == SECOND_WRITER_FROM:
             with self._changed:
+                self._called = True
                 self._changed.notify()
 
     def poke(self) -> None:
         """Let a further writer take what waits behind a slow commit. Call it about every second."""
         if self._waiting:
             with self._changed:
+                self._helped = True
                 self._changed.notify()
 
     @property
@@ -108,16 +113,25 @@ class GroupCommitWriter:
             self._prepare()
         while True:
             with self._changed:
-                while not self._waiting:
+                while not self._may_write():
                     if self._stopped:
                         return
                     self._changed.wait()
+                self._helped = False
                 self._writing += 1
             try:
-                self._write_waiting()
+                self._write(self._take())
             finally:
                 with self._changed:
                     self._writing -= 1
+
+    def _may_write(self) -> bool:
+        """Whether one more writer is worth its commit."""
+        self._called = False
+        waiting = len(self._waiting)
+        if not waiting:
+            return False
+        return not self._writing or waiting >= SECOND_WRITER_FROM or self._helped or self._stopped
 
     def _prepare(self) -> None:
         """Look at the store before the first mail comes, again and again until it can be used."""
@@ -133,16 +147,17 @@ class GroupCommitWriter:
                 if not self._waiting and not self._stopped:
                     self._changed.wait(_PREPARE_AGAIN)
 
-    def _write_waiting(self) -> None:
-        while batch := self._take():
-            try:
-                outcomes = self._store.write([job.message for job in batch])
-            except Exception:
-                _log.exception("store: unexpected trouble with %d messages", len(batch))
-                outcomes = [Outcome.TROUBLE] * len(batch)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                job.outcome = outcome
-            _hand_back(batch)
+    def _write(self, batch: list[Job]) -> None:
+        if not batch:
+            return
+        try:
+            outcomes = self._store.write([job.message for job in batch])
+        except Exception:
+            _log.exception("store: unexpected trouble with %d messages", len(batch))
+            outcomes = [Outcome.TROUBLE] * len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.outcome = outcome
+        _hand_back(batch)
 
     def _take(self) -> list[Job]:
         """The next batch; what has waited too long goes back unwritten."""
