@@ -14,7 +14,9 @@ from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.reply import Reply
 
 MAX_FIELD = 512  # octets of any one field
-_PLAIN = re.compile(r"[\x21\x23-\x3c\x3e-\x5b\x5d-\x7e]+")  # needs no quotes in logfmt
+_VALUE = r"[\x21\x23-\x3c\x3e-\x5b\x5d-\x7e]+"  # needs no quotes in logfmt
+_PLAIN = re.compile(_VALUE)
+_PLAIN_TEXTS = re.compile(f"helo={_VALUE} from={_VALUE} to={_VALUE}")
 
 
 def quote(value: str) -> str:
@@ -88,8 +90,21 @@ class MailLog:
         if not self._enabled:
             return
         envelope = message.envelope
+        event = "accepted" if reply.positive else "refused"
+        if self._line is logfmt and len(envelope.recipients) == 1:
+            # The line nearly every message gets, at half the price of the way below.
+            texts = (
+                f"helo={envelope.helo} from=<{envelope.sender or ''}> to={envelope.recipients[0]}"
+            )
+            if len(texts) <= MAX_FIELD and _PLAIN_TEXTS.fullmatch(texts):
+                self._lines.append(
+                    f"time={timestamp(int(time.time()))} event={event} id={message.id}"
+                    f" client={message.client_ip} {texts} recipients=1"
+                    f" size={len(message.content)} seconds={seconds:.3f} reply={reply.code}"
+                )
+                return
         self._add(
-            "accepted" if reply.positive else "refused",
+            event,
             ("id", message.id),
             ("client", message.client_ip),
             ("helo", envelope.helo),

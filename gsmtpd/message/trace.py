@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 
-from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.session import Envelope
 
 _UNSAFE = re.compile(r"[^\x21-\x27\x2a-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]")
@@ -43,6 +42,6 @@ def received(
     )
 
 
-def delivery_fields(recipient: Mailbox, sender: Mailbox | None) -> str:
-    """Delivered-To and Return-Path, with their CRLFs."""
-    return f"Delivered-To: {recipient}\r\nReturn-Path: <{sender or ''}>\r\n"
+def delivery_fields(recipient: str, reverse_path: str) -> str:
+    """Delivered-To and Return-Path, with their CRLFs. reverse_path: "" for the null one."""
+    return f"Delivered-To: {recipient}\r\nReturn-Path: <{reverse_path}>\r\n"

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gsmtpd.message.row import Message
 
@@ -19,6 +19,13 @@ class Outcome(Enum):
     STORED = "stored"  # committed, and the store will say so again after a power cut
     TROUBLE = "trouble"  # not committed as far as can be known; worth another try
     NO_SPACE = "no space"  # the disk or the table is full
+
+
+class Letter(NamedTuple):
+    """A message ready to be stored. form: the store's own, None where it is still to be made."""
+
+    message: Message
+    form: Any = None
 
 
 class StoreError(Exception):
@@ -55,7 +62,7 @@ class Health:
 
 
 class Store(Protocol):
-    """Keeps messages. Its methods may block, so only writer threads call them."""
+    """Keeps messages. All but `encode` may block, so only writer threads call them."""
 
     def prepare(self) -> None:
         """Connect, check what durability and the table need.
@@ -63,8 +70,11 @@ class Store(Protocol):
         Raises StoreError if the store is unusable now, after saying so in the log.
         """
 
-    def write(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store `messages` in one transaction, and say for each what became of it.
+    def encode(self, message: Message) -> Letter:
+        """Do all for `message` that needs no database; the one method for SMTP threads too."""
+
+    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+        """Store `letters` in one transaction, and say for each what became of it.
 
         All recipients of a message are stored or none. Never raises for trouble of the database.
         """

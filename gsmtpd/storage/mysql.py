@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -26,7 +26,7 @@ from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped]
 from pymysql.constants import SERVER_STATUS
 
 from gsmtpd.message.row import Message, RowMaker
-from gsmtpd.storage.base import Health, Outcome, StoreError, StorePermissionError
+from gsmtpd.storage.base import Health, Letter, Outcome, StoreError, StorePermissionError
 from gsmtpd.storage.mysql_table import Column, MailTable
 from gsmtpd.storage.reader import SQLReader
 
@@ -143,7 +143,10 @@ def _socket_to(host: Host) -> socket.socket:
         raise pymysql.err.OperationalError(2003, f"cannot connect to {host}: {error}") from error
     connected.settimeout(None)
     timed = _TimedSocket(fileno=connected.detach())
-    for option, seconds in ((socket.SO_RCVTIMEO, READ_TIMEOUT), (socket.SO_SNDTIMEO, WRITE_TIMEOUT)):
+    for option, seconds in (
+        (socket.SO_RCVTIMEO, READ_TIMEOUT),
+        (socket.SO_SNDTIMEO, WRITE_TIMEOUT),
+    ):
         timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
     return timed
 
@@ -235,16 +238,23 @@ class MySQLStore:
         if self._warn:
             self._health.trouble(str(trouble))
 
-    def write(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store `messages` in one transaction."""
+    def encode(self, message: Message) -> Letter:
+        """Make the SQL values of `message`, if the table's columns are known by now."""
+        table = self._table
+        if table is None:
+            return Letter(message)
+        return Letter(message, (table, list(map(table.values, self._rows.rows(message)))))
+
+    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+        """Store `letters` in one transaction."""
         try:
-            self._write(messages)
+            self._write(letters)
         except Ambiguous as doubt:
-            return self._look_up(messages, doubt)
+            return self._look_up(letters, doubt)
         except (pymysql.MySQLError, StoreError, OSError) as error:
-            return self._after_error(messages, error)
+            return self._after_error(letters, error)
         self._health.well()
-        return [Outcome.STORED] * len(messages)
+        return [Outcome.STORED] * len(letters)
 
     def close(self) -> None:
         """Close the pool's connections."""
@@ -261,12 +271,12 @@ class MySQLStore:
         finally:
             connection.close()  # back into the pool
 
-    def _write(self, messages: Sequence[Message]) -> None:
+    def _write(self, letters: Sequence[Letter]) -> None:
         """Try the whole transaction, again where another try can help."""
         with self._connection() as connection:
             for left in reversed(range(_TRIES)):
                 try:
-                    self._transaction(connection, messages)
+                    self._transaction(connection, letters)
                     return
                 except (pymysql.MySQLError, OSError) as error:
                     code = code_of(error)
@@ -283,12 +293,12 @@ class MySQLStore:
                     if code in RETRY:
                         time.sleep(random.uniform(0.01, 0.1))
 
-    def _transaction(self, connection: Any, messages: Sequence[Message]) -> None:
+    def _transaction(self, connection: Any, letters: Sequence[Letter]) -> None:
         table = self._known_table(connection)
         connection.begin()
         cursor = connection.cursor()
-        rows = chain.from_iterable(map(self._rows.rows, messages))
-        for statement in table.inserts(rows, self._statement_bytes):
+        values = chain.from_iterable(self._values(table, letter) for letter in letters)
+        for statement in table.inserts(values, self._statement_bytes):
             cursor.execute(statement)
         cursor.close()
         try:
@@ -298,20 +308,29 @@ class MySQLStore:
                 raise  # the server said that it rolled back
             raise Ambiguous(error) from error
 
-    def _look_up(self, messages: Sequence[Message], doubt: Ambiguous) -> list[Outcome]:
+    def _values(self, table: MailTable, letter: Letter) -> Iterable[bytes]:
+        if letter.form is not None and letter.form[0] is table:
+            made: list[bytes] = letter.form[1]
+            return made
+        return map(table.values, self._rows.rows(letter.message))
+
+    def _look_up(self, letters: Sequence[Letter], doubt: Ambiguous) -> list[Outcome]:
         """Find out whether an ambiguous COMMIT was carried out."""
         text = explain(doubt.args[0], self._database)
         _log.warning("mysql: the answer to a COMMIT was lost (%s); looking its mail up", text)
         for pause in _LOOKUP_PAUSES:
             time.sleep(pause)
             try:
-                stored = self._stored_ids([message.id for message in messages])
+                stored = self._stored_ids([letter.message.id for letter in letters])
             except (pymysql.MySQLError, OSError) as error:
                 text = explain(error, self._database)
                 continue
-            return [Outcome.STORED if m.id in stored else Outcome.TROUBLE for m in messages]
+            return [
+                Outcome.STORED if letter.message.id in stored else Outcome.TROUBLE
+                for letter in letters
+            ]
         self._health.trouble(text)
-        return [Outcome.TROUBLE] * len(messages)
+        return [Outcome.TROUBLE] * len(letters)
 
     def _stored_ids(self, ids: Sequence[str]) -> set[str]:
         with self._connection() as connection:
@@ -328,22 +347,22 @@ class MySQLStore:
                     connection.rollback()
                 raise
 
-    def _after_error(self, messages: Sequence[Message], error: Exception) -> list[Outcome]:
+    def _after_error(self, letters: Sequence[Letter], error: Exception) -> list[Outcome]:
         code = code_of(error)
         if code in REFUSED:
-            if len(messages) > 1:
+            if len(letters) > 1:
                 # One message is at fault: halves find it, and it stands alone.
-                middle = len(messages) // 2
-                return self.write(messages[:middle]) + self.write(messages[middle:])
+                middle = len(letters) // 2
+                return self.write(letters[:middle]) + self.write(letters[middle:])
             _log.error(
                 "mysql: message %s refused: %s; answering 451",
-                messages[0].id,
+                letters[0].message.id,
                 explain(error, self._database),
             )
             return [Outcome.TROUBLE]
         text = str(error) if isinstance(error, StoreError) else explain(error, self._database)
         self._health.trouble(text)
-        return [Outcome.NO_SPACE if code in NO_SPACE else Outcome.TROUBLE] * len(messages)
+        return [Outcome.NO_SPACE if code in NO_SPACE else Outcome.TROUBLE] * len(letters)
 
     def _known_table(self, connection: Any) -> MailTable:
         table = self._table

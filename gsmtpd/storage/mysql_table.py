@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from gsmtpd.message.row import COLUMNS, WIDTHS, Row
+from gsmtpd.message.row import COLUMNS, NUMBERS, TEXTS, WIDTHS, Row
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.literal import bytes_literal, text_literal
 
-_MAIL = COLUMNS.index("mail")
 _NOT_IN_BMP = re.compile("[\U00010000-\U0010ffff]")
 _CODECS = {"latin1": "cp1252", "ascii": "ascii"}
 
@@ -39,44 +39,57 @@ class MailTable:
                 f"table {name}: column {foreign[0]} has no default and is not one gsmtpd fills;"
                 " give it a default"
             )
-        wanted = [i for i, column in enumerate(COLUMNS) if column in found and i != _MAIL]
-        self._indexes = wanted
-        self._has_mail = "mail" in found
-        if not self._has_mail:
+        if "mail" not in found:
             raise StoreError(f"table {name}: no column `mail`; it could not keep a message")
-        self._fits = [(i, fit) for i in wanted if (fit := _fit(found[COLUMNS[i]])) is not None]
-        names = ", ".join(f"`{COLUMNS[i]}`" for i in [*wanted, _MAIL])
+        texts = [name for name in TEXTS if name in found]
+        numbers = [name for name in NUMBERS if name in found]
+        self._texts = [(COLUMNS.index(name), _fit(found[name])) for name in texts]
+        self._fits = any(fit is not None for _, fit in self._texts)
+        self._pick_texts = _picker(texts)
+        self._pick_numbers = _picker(numbers)
+        self._numbers_format = "".join(",%s" for _ in numbers)
+        names = ", ".join(f"`{name}`" for name in [*texts, *numbers, "mail"])
         self._insert = f"INSERT INTO `{name}` ({names}) VALUES ".encode()
 
-    def inserts(self, rows: Iterable[Row], limit: int) -> Iterator[bytes]:
-        """INSERT statements for all `rows`, each below `limit` octets where a row allows it.
+    def values(self, row: Row) -> bytes:
+        """`row` as the values of an INSERT, in parentheses."""
+        texts = self._pick_texts(row)
+        if self._fits:
+            given = [str(row[i]) for i, _ in self._texts]
+            texts = tuple(f(t) if f else t for t, (_, f) in zip(given, self._texts, strict=True))
+        joined = "\0".join(texts)
+        if joined.count("\0") == len(texts) - 1:
+            # All texts escaped at once take a third of the time of one by one.
+            quoted = text_literal(joined).replace("\0", "','")
+        else:
+            quoted = ",".join(map(text_literal, texts))
+        numbers = self._numbers_format % self._pick_numbers(row)
+        return b"(%b,%b)" % ((quoted + numbers).encode(), bytes_literal(row.mail))
+
+    def inserts(self, values: Iterable[bytes], limit: int) -> Iterator[bytes]:
+        """INSERT statements for all `values`, each below `limit` octets where one row allows it.
 
         One at a time, so that a big batch is never in memory as SQL as a whole.
         """
         parts: list[bytes] = []
         size = len(self._insert)
-        for row in rows:
-            values = self._values(row)
-            if parts and size + len(values) > limit:
+        for value in values:
+            if parts and size + len(value) > limit:
                 yield self._insert + b",".join(parts)
                 parts = []
                 size = len(self._insert)
-            parts.append(values)
-            size += len(values) + 1
+            parts.append(value)
+            size += len(value) + 1
         if parts:
             yield self._insert + b",".join(parts)
 
-    def _values(self, row: Row) -> bytes:
-        fields: list[Any] = list(row)
-        for i, fit in self._fits:
-            fields[i] = fit(fields[i])
-        text = ",".join(
-            [
-                text_literal(value) if type(value) is str else str(value)
-                for value in [fields[i] for i in self._indexes]
-            ]
-        )
-        return b"(%b,%b)" % (text.encode(), bytes_literal(row.mail))
+
+def _picker(names: list[str]) -> Callable[[Row], tuple[Any, ...]]:
+    """A function that takes the columns `names` out of a row."""
+    indexes = [COLUMNS.index(name) for name in names]
+    if len(indexes) > 1:
+        return itemgetter(*indexes)
+    return lambda row: tuple(row[i] for i in indexes)
 
 
 def _fit(column: Column) -> Callable[[str], str] | None:

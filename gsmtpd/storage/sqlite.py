@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from gsmtpd.message.row import COLUMNS, Message, RowMaker
-from gsmtpd.storage.base import Health, Outcome, StoreError, StorePermissionError
+from gsmtpd.storage.base import Health, Letter, Outcome, StoreError, StorePermissionError
 from gsmtpd.storage.reader import SQLReader
 from gsmtpd.storage.schema import statements
 
@@ -84,16 +84,20 @@ class SQLiteStore:
         """Open the file and make its tables. Raises StoreError."""
         self._connection()
 
-    def write(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Store `messages` in one transaction."""
+    def encode(self, message: Message) -> Letter:
+        """Make the rows of `message`."""
+        return Letter(message, list(self._rows.rows(message)))
+
+    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+        """Store `letters` in one transaction."""
         try:
-            self._transaction(self._connection(), messages)
+            self._transaction(self._connection(), letters)
         except StoreError:
-            return [Outcome.TROUBLE] * len(messages)
+            return [Outcome.TROUBLE] * len(letters)
         except sqlite3.Error as error:
-            return self._after_error(messages, error)
+            return self._after_error(letters, error)
         self._health.well()
-        return [Outcome.STORED] * len(messages)
+        return [Outcome.STORED] * len(letters)
 
     def close(self) -> None:
         """Connections belong to their threads and end with them."""
@@ -117,29 +121,29 @@ class SQLiteStore:
         connection.close()
         self._local.connection = None
 
-    def _transaction(self, connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
-        rows = chain.from_iterable(map(self._rows.rows, messages))
+    def _transaction(self, connection: sqlite3.Connection, letters: Sequence[Letter]) -> None:
+        made = (letter.form or self._rows.rows(letter.message) for letter in letters)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(_INSERT, rows)
+            connection.executemany(_INSERT, chain.from_iterable(made))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
-    def _after_error(self, messages: Sequence[Message], error: sqlite3.Error) -> list[Outcome]:
+    def _after_error(self, letters: Sequence[Letter], error: sqlite3.Error) -> list[Outcome]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT) and len(messages) > 1:
+        if code in (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT) and len(letters) > 1:
             # One message is at fault: halves find it, and it stands alone.
-            middle = len(messages) // 2
-            return self.write(messages[:middle]) + self.write(messages[middle:])
+            middle = len(letters) // 2
+            return self.write(letters[:middle]) + self.write(letters[middle:])
         self._health.trouble(_explain(self._path, error))
         if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG):
             # The file may have been moved away or mended meanwhile: open it afresh.
             self._forget(self._local.connection)
         full = code == sqlite3.SQLITE_FULL
-        return [Outcome.NO_SPACE if full else Outcome.TROUBLE] * len(messages)
+        return [Outcome.NO_SPACE if full else Outcome.TROUBLE] * len(letters)
 
 
 def open_reader(path: str) -> SQLReader:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gsmtpd.message.row import Message
-from gsmtpd.storage.base import Outcome, Store, StoreError
+from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,9 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 # A second writer starts only where the first left this many waiting: two half batches cost the
 # database twice. What waits behind a stuck commit is taken by `poke`, within a second.
 SECOND_WRITER_FROM = 1000
+# Octets of a message, times recipients, up to which its rows are made by the thread that received
+# it, while its bytes are in that core's cache: 10 to 30 us a message less than in a writer thread.
+ENCODE_AT_ONCE = 65536
 GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 lets clients wait 600)
 _PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
 
@@ -40,13 +43,14 @@ class Owner(Protocol):
 class Job:
     """One message on its way into the store. context: the owner's own, untouched here."""
 
-    __slots__ = ("context", "message", "outcome", "owner", "submitted")
+    __slots__ = ("context", "letter", "message", "outcome", "owner", "submitted")
 
     def __init__(self, message: Message, owner: Owner, context: object, submitted: float) -> None:
         self.message = message
         self.owner = owner
         self.context = context
         self.submitted = submitted  # seconds, monotonic
+        self.letter: Letter | None = None
         self.outcome: Outcome | None = None  # None until it is known
 
 
@@ -76,6 +80,9 @@ class GroupCommitWriter:
 
     def submit(self, job: Job) -> None:
         """Queue `job`; its owner gets it back with its outcome."""
+        message = job.message
+        if len(message.content) * len(message.envelope.recipients) <= ENCODE_AT_ONCE:
+            job.letter = self._store.encode(message)
         # Atomic; and a writer looks again before it sleeps, so a busy one needs no call.
         self._waiting.append(job)
         if (not self._writing and not self._called) or len(self._waiting) == SECOND_WRITER_FROM:
@@ -151,7 +158,7 @@ class GroupCommitWriter:
         if not batch:
             return
         try:
-            outcomes = self._store.write([job.message for job in batch])
+            outcomes = self._store.write([job.letter or Letter(job.message) for job in batch])
         except Exception:
             _log.exception("store: unexpected trouble with %d messages", len(batch))
             outcomes = [Outcome.TROUBLE] * len(batch)
