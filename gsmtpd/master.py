@@ -47,7 +47,7 @@ class Master:
         for number in range(app.processes(self._config)):
             self._fork(number)
         where = ", ".join(_name(listener) for listener in self._listeners)
-        _log.info("listening on %s with %d workers", where, len(self._workers))
+        _log.info("listening on %s; worker processes: %d", where, len(self._workers))
         while True:
             received = signal.sigtimedwait(_SIGNALS, 1.0)
             if received is not None and received.si_signo != signal.SIGCHLD:

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsmtpd.message import charsets
 from gsmtpd.message import headers as module
-from gsmtpd.message.headers import MAX_HEADER, MAX_VALUE, cut, read_headers, to_text
+from gsmtpd.message.charsets import to_text
+from gsmtpd.message.headers import MAX_HEADER, MAX_VALUE, cut, read_headers
 
 NAMES = [b"From", b"Subject", b"Message-ID", b"Reply-To", b"Sender", b"Content-Type", b"Received"]
 PIECES = [
@@ -70,7 +72,7 @@ def test_the_short_way_to_an_address_finds_what_the_long_way_finds(parts: list[s
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=100), st.sampled_from(sorted(module._CODECS)) | st.text(max_size=20))
+@given(st.binary(max_size=100), st.sampled_from(sorted(charsets._CODECS)) | st.text(max_size=20))
 def test_to_text_gives_valid_unicode(content: bytes, charset: str) -> None:
     to_text(content, charset).encode("utf-8")
 

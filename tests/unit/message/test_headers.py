@@ -7,6 +7,7 @@ from encodings.aliases import aliases
 
 import pytest
 
+from gsmtpd.message.charsets import to_text
 from gsmtpd.message.headers import (
     DEFAULT_TYPE,
     MAX_FIELDS,
@@ -15,7 +16,6 @@ from gsmtpd.message.headers import (
     Headers,
     cut,
     read_headers,
-    to_text,
 )
 
 NOTHING = Headers("", "", "", "", "", DEFAULT_TYPE, "", 0)
