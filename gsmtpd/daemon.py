@@ -30,7 +30,10 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        folder = os.path.dirname(path)
         try:
+            if folder.startswith("/run/") and not os.path.exists(folder):
+                os.mkdir(folder, 0o755)  # /run is empty after each boot
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -24,7 +24,11 @@ def quote(value: str) -> str:
     if len(value) <= MAX_FIELD and _PLAIN.fullmatch(value):
         return value
     # JSON escapes quotes, control characters and, by ensure_ascii, every line end Unicode knows.
-    return json.dumps(value.encode("utf-8", "replace")[:MAX_FIELD].decode("utf-8", "ignore"))
+    return json.dumps(_cut(value))
+
+
+def _cut(value: str) -> str:
+    return value.encode("utf-8", "replace")[:MAX_FIELD].decode("utf-8", "ignore")
 
 
 def logfmt(fields: Iterable[tuple[str, object]]) -> str:
@@ -34,7 +38,7 @@ def logfmt(fields: Iterable[tuple[str, object]]) -> str:
 
 def json_line(fields: Iterable[tuple[str, object]]) -> str:
     """`fields` as one line of JSON."""
-    return json.dumps({k: v[:MAX_FIELD] if isinstance(v, str) else v for k, v in fields})
+    return json.dumps({k: _cut(v) if isinstance(v, str) else v for k, v in fields})
 
 
 @lru_cache(maxsize=4)

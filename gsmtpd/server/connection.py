@@ -75,7 +75,17 @@ class Connection:
         self.thread: SMTPThread = server.pool.current()
         self.began = self.since = self.thread.now
         self.thread.adopt(self)
-        self._send()  # the greeting
+        if self._spoke_first():
+            self.session.take_output()  # no greeting
+            self.end(reply.OUT_OF_TURN)
+        else:
+            self._send()  # the greeting
+
+    def _spoke_first(self) -> bool:
+        try:
+            return bool(self.socket.recv(1, DONTWAIT | socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def readable(self) -> None:
         """The socket has input, or the client has gone."""
@@ -139,9 +149,11 @@ class Connection:
             self.end(reply.SHUTTING_DOWN)
 
     def end(self, farewell: Reply) -> None:
-        """Close the session, saying `farewell`."""
-        self.session.close(farewell)
-        self._send()
+        """Close the session, saying `farewell` unless it is closing already."""
+        self._job = None  # an answer that still comes would stand behind the farewell
+        if self.session.farewell is None:
+            self.session.close(farewell)
+            self._send()
 
     def close(self) -> None:
         """Close the socket at once."""

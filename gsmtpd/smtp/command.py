@@ -11,7 +11,7 @@ from gsmtpd.smtp.reply import Reply
 
 # A quoted local part may hold spaces and angle brackets, so the path's end is found by grammar.
 # Clients that leave the brackets out, or a space behind the colon, are understood as well.
-_PATH = r'[ ]?(<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^\s<>]+)(?:[ ]+(.*?))?[ ]*'
+_PATH = r'[ ]?(<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^\s<>]+)(?:[ ]+(.*))?'
 _MAIL = re.compile(r"FROM:" + _PATH, re.IGNORECASE | re.DOTALL)
 _RCPT = re.compile(r"TO:" + _PATH, re.IGNORECASE | re.DOTALL)
 # esmtp-param of RFC 5321 section 4.1.2

@@ -30,6 +30,11 @@ class DataReader:
         """True once the message is larger than the limit."""
         return self.size > self._limit
 
+    @property
+    def kept(self) -> int:
+        """Octets in memory."""
+        return len(self._kept) + len(self._held)
+
     def feed(self, data: bytes) -> bytes | None:
         """Take `data`. Returns what stands behind the end of the message, None before the end."""
         if self._held:

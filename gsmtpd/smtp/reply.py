@@ -79,6 +79,7 @@ MAIL_FIRST = Reply(503, "5.5.1", "Say MAIL first")
 RCPT_FIRST = Reply(503, "5.5.1", "No valid recipients: say RCPT first")
 NESTED_MAIL = Reply(503, "5.5.1", "A sender was given already")
 OUT_OF_TURN = Reply(554, "5.5.0", "You spoke out of turn: wait for the reply")
+NOT_SMTP = Reply(554, "5.5.1", "This is an SMTP server, and what you speak is not SMTP")
 
 # Limits and refusals
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")

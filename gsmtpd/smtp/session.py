@@ -7,6 +7,7 @@ nothing behind it is executed, so replies keep the order of the commands (RFC 29
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -164,7 +165,7 @@ class Session:
     @property
     def buffered(self) -> int:
         """Octets of input kept for later."""
-        return len(self._pending) + (self._data.size + 2 if self._data is not None else 0)
+        return len(self._pending) + (self._data.kept if self._data is not None else 0)
 
     def receive(self, data: bytes) -> Event | None:
         """Take octets from the client; the event that must be answered before all else, if any."""
@@ -224,6 +225,9 @@ class Session:
         return None
 
     def _keep_unfinished(self, rest: bytes) -> None:
+        if rest[:1] == _TLS_HELLO and self.state is State.START and not self._skipped:
+            self.close(reply.NOT_SMTP)
+            return
         if not self._skipped and len(rest) <= MAX_LINE_WITH_PARAMETERS:
             self._pending = rest
             return
@@ -237,6 +241,9 @@ class Session:
     def _line(self, line: bytes, more: bool) -> Event | None:
         """Carry out one command. more: whether further input came in the same burst."""
         length = len(line) + 2
+        if line[:1] == _TLS_HELLO and self.state is State.START and not self._skipped:
+            self.close(reply.NOT_SMTP)
+            return None
         if self._skipped or length > MAX_LINE:
             length += self._skipped
             self._skipped = 0
@@ -387,6 +394,9 @@ class Session:
         else:
             self.close(reply.OUT_OF_TURN if more else reply.BYE)
 
+    def _not_smtp(self, argument: bytes, more: bool) -> None:
+        self.close(reply.NOT_SMTP)
+
     # What the commands share.
 
     def _in_order(self, verb: bytes) -> bool:
@@ -416,6 +426,9 @@ class Session:
         return True
 
 
+_TLS_HELLO = (
+    b"\x16"  # the first octet of a TLS handshake, RFC 8446 section 5.1
+)
 _NO_MAIL = MailCommand(None)
 
 _Handler = Callable[[Session, bytes, bool], Event | None]
@@ -431,6 +444,8 @@ _COMMANDS: dict[bytes, _Handler] = {
     b"VRFY": Session._vrfy,
     b"EXPN": Session._expn,
     b"QUIT": Session._quit,
+    # A browser that was sent here may carry commands in what it posts.
+    **dict.fromkeys((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"), Session._not_smtp),
 }
 
 
@@ -441,9 +456,16 @@ def _text(argument: bytes) -> str | None:
         return None
 
 
+# A header may be empty, and its lines may end with LF alone.
+_END_OF_HEADER = re.compile(rb"\A\r?\n|\n\r?\n")
+
+
 def _received_fields(content: bytes) -> int:
     end = content.find(b"\r\n\r\n", 0, _HEADER_READ)
     header = content[: end if end >= 0 else _HEADER_READ]
     if header.count(b"\n") < MAX_RECEIVED - 1:
         return 0
+    end_of_header = _END_OF_HEADER.search(header)
+    if end_of_header is not None:
+        header = header[: end_of_header.start()]
     return (b"\n" + header.lower()).count(b"\nreceived:")

@@ -1,0 +1,120 @@
+"""What do all tests share? Where modules are found, what may be missing, and one MariaDB."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gsmtpd.storage.schema import statements  # noqa: E402
+from tests.accounting import MySQLTable, Table, table_of  # noqa: E402
+from tests.servers import Gsmtpd, MariaDB, MissingProgramError, mysql_store  # noqa: E402
+
+LACKING = "lacking: "
+_numbers = count(1)
+
+
+def lacking(what: str) -> None:
+    """This machine lacks something that a test needs: a failure in CI, elsewhere a loud skip."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{LACKING}{what}", pytrace=False)
+    pytest.skip(f"{LACKING}{what}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """A fixture's missing program is the test's."""
+    try:
+        yield
+    except MissingProgramError as error:
+        lacking(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A missing program fails the test in CI and skips it elsewhere."""
+    try:
+        yield
+    except MissingProgramError as error:
+        lacking(str(error))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end, with or without -r, what could not be tested here and why."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", "", "")
+        if LACKING in reason:
+            text = reason.partition(LACKING)[2]
+            reasons[text] = reasons.get(text, 0) + 1
+    if reasons:
+        terminalreporter.section("NOT TESTED HERE", red=True, bold=True)
+        for text, number in reasons.items():
+            terminalreporter.line(f"{number} tests: {text}")
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB for tests that neither stop it nor change its settings. It is not durable."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture
+def schema(mariadb: MariaDB) -> Iterator[str]:
+    """A new database in `mariadb` with gsmtpd's tables; its name."""
+    name = f"mail{next(_numbers)}"
+    make_schema(mariadb, name)
+    yield name
+    mariadb.query(f"DROP DATABASE `{name}`")
+
+
+def make_schema(server: MariaDB, name: str) -> None:
+    """An empty database `name` with gsmtpd's tables."""
+    server.create_database(name)
+    with server.connect(database=name) as connection, connection.cursor() as cursor:
+        for statement in statements("mysql"):
+            cursor.execute(statement)
+
+
+class Kept(NamedTuple):
+    """A running daemon and what it stores."""
+
+    daemon: Gsmtpd
+    table: Table
+
+
+@pytest.fixture(scope="module", params=["sqlite", "mariadb"])
+def _kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
+    auto = {"server": {"processes": "auto"}}
+    if request.param == "sqlite":
+        with Gsmtpd(auto) as daemon:
+            yield Kept(daemon, table_of(daemon))
+    else:
+        mariadb, name = request.getfixturevalue("mariadb"), f"mail{next(_numbers)}"
+        make_schema(mariadb, name)
+        with Gsmtpd(mysql_store(mariadb, name) | auto) as daemon:
+            yield Kept(daemon, MySQLTable(mariadb, name))
+        mariadb.query(f"DROP DATABASE `{name}`")
+
+
+@pytest.fixture
+def kept(_kept: Kept) -> Kept:
+    """A daemon for tests that neither stop nor configure it, with either store, and empty."""
+    _kept.table.query("DELETE FROM new_mail")
+    return _kept
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what takes long because it waits, so that waits overlap."""
+    with ThreadPoolExecutor(32) as executor:
+        yield executor

@@ -1,0 +1,66 @@
+"""Are the counters counted by each thread alone, and summed over processes?"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gsmtpd.metrics import Counter, Counters
+
+
+def test_all_begin_at_zero() -> None:
+    counters = Counters(3)
+    assert [counters.total(counter) for counter in Counter] == [0] * len(Counter)
+
+
+def test_a_row_is_its_own() -> None:
+    counters = Counters(3)
+    for number in range(3):
+        row = counters.row(number)
+        assert len(row) == len(Counter)
+        for counter in Counter:
+            row[counter] += 10**number * (counter + 1)
+    for counter in Counter:
+        assert counters.total(counter) == 111 * (counter + 1)
+        assert [counters.row(n)[counter] for n in range(3)] == [
+            10**n * (counter + 1) for n in range(3)
+        ]
+
+
+def test_counters_are_wide() -> None:
+    counters = Counters(2)
+    counters.row(0)[Counter.RECEIVED_BYTES] = 2**62
+    counters.row(1)[Counter.RECEIVED_BYTES] = 2**62
+    assert counters.total(Counter.RECEIVED_BYTES) == 2**63
+
+
+def test_the_numbers_of_the_counters_stay() -> None:
+    # gsmtpctl may be older or newer than the server it asks.
+    assert [counter.name for counter in sorted(Counter)][:5] == [
+        *("CLIENTS", "ACCEPTED", "REFUSED", "RECEIVED_BYTES", "TURNED_AWAY"),
+    ]
+    assert sorted(Counter) == [*range(len(Counter))]
+
+
+def test_a_dead_owner_has_no_clients_left() -> None:
+    counters = Counters(2)
+    for number in range(2):
+        counters.row(number)[Counter.CLIENTS] = 5
+        counters.row(number)[Counter.ACCEPTED] = 7
+    counters.reset(1)
+    assert counters.total(Counter.CLIENTS) == 5
+    assert counters.total(Counter.ACCEPTED) == 14
+    assert counters.row(0)[Counter.CLIENTS] == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_worker_counts_for_its_master() -> None:
+    counters = Counters(2)
+    pid = os.fork()
+    if pid == 0:
+        counters.row(1)[Counter.ACCEPTED] += 3
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert counters.total(Counter.ACCEPTED) == 3
+    assert counters.row(0)[Counter.ACCEPTED] == 0
