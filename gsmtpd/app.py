@@ -20,6 +20,7 @@ from gsmtpd.server.tcp import Limits, SMTPServer, bind
 from gsmtpd.smtp.session import Rules
 from gsmtpd.storage import mysql, sqlite
 from gsmtpd.storage.base import MailReader, Store, StoreError
+from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.writer import GroupCommitWriter
 
@@ -88,11 +89,11 @@ def make_counters(config: Config) -> Counters:
     return Counters(processes(config) * threads(config))
 
 
-def make_database(config: Config) -> mysql.Database:
+def make_database(config: Config) -> Database:
     """How to reach the configured MySQL server."""
     chosen = config.store.mysql
-    hosts = tuple(mysql.Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
-    return mysql.Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
+    hosts = tuple(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
+    return Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
 
 
 def make_reader(config: Config) -> MailReader:

@@ -111,8 +111,10 @@ def _serve(chosen: config.Config, foreground: bool) -> int:
         pid_file = daemon.PidFile(chosen.server.pid_file)
     except daemon.PidFileError as error:
         raise Stop(EX_UNAVAILABLE if error.running else EX_CANTCREAT, str(error)) from error
-    daemon.detach([*logs.descriptors, pid_file.descriptor, *(s.fileno() for s in listeners)])
+    kept = [*logs.descriptors, pid_file.descriptor, *(s.fileno() for s in listeners)]
+    say_ready = daemon.detach(kept)
     pid_file.write()
+    say_ready()
     try:
         return Master(chosen, listeners, logs, in_worker=pid_file.close).run()
     finally:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from daemon import DaemonContext  # type: ignore[import-untyped]
 
@@ -65,18 +65,30 @@ class PidFile:
         os.close(self.descriptor)
 
 
-def detach(keep: Sequence[int]) -> None:
+def detach(keep: Sequence[int]) -> Callable[[], None]:
     """Go into the background; of the open descriptors only `keep` stay.
 
-    Returns in the daemon; the process that called exits with 0.
+    Returns in the daemon, with what it must call once it is ready: until then the process that
+    called waits, and it exits with 0, or with 70 if the daemon ended before.
     """
+    ended, ready = os.pipe()
+    if os.fork():
+        os.close(ready)
+        os._exit(0 if os.read(ended, 1) else 70)
+    os.close(ended)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY or hard > MAX_DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_DESCRIPTORS, MAX_DESCRIPTORS))
     DaemonContext(
-        files_preserve=list(keep),
+        files_preserve=[*keep, ready],
         umask=0o027,  # its default of 0 would let anyone write what we make
         working_directory="/",
         detach_process=True,
         signal_map={},
     ).open()
+
+    def say_ready() -> None:
+        os.write(ready, b"1")
+        os.close(ready)
+
+    return say_ready

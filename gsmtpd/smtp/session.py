@@ -426,9 +426,7 @@ class Session:
         return True
 
 
-_TLS_HELLO = (
-    b"\x16"  # the first octet of a TLS handshake, RFC 8446 section 5.1
-)
+_TLS_HELLO = b"\x16"  # the first octet of a TLS handshake, RFC 8446 section 5.1
 _NO_MAIL = MailCommand(None)
 
 _Handler = Callable[[Session, bytes, bool], Event | None]

@@ -159,11 +159,12 @@ class GroupCommitWriter:
             return
         try:
             outcomes = self._store.write([job.letter or Letter(job.message) for job in batch])
+            for job, outcome in zip(batch, outcomes, strict=True):
+                job.outcome = outcome
         except Exception:
             _log.exception("store: unexpected trouble with %d messages", len(batch))
-            outcomes = [Outcome.TROUBLE] * len(batch)
-        for job, outcome in zip(batch, outcomes, strict=True):
-            job.outcome = outcome
+            for job in batch:
+                job.outcome = Outcome.TROUBLE
         _hand_back(batch)
 
     def _take(self) -> list[Job]:

@@ -543,7 +543,7 @@ def test_a_password_that_ends_at_a_hash_is_warned_of(
     ("variable", "text", "section", "key", "wanted"),
     [
         ("GSMTPD_STORE_SQLITE_PATH", "/x/y#z", "store.sqlite", "path", "/x/y#z"),
-        ("GSMTPD_DOMAINS_ACCEPT", "a.example,b.example", "domains", "accept", ("a.example", "b.example")),
+        ("GSMTPD_DOMAINS_ACCEPT", "a.test,b.test", "domains", "accept", ("a.test", "b.test")),
         ("GSMTPD_LISTEN_MX_ADDRESS", "a:1, b:2", "listen", "", (Address("a", 1), Address("b", 2))),
         ("GSMTPD_LIMITS_MAX_SIZE", "20M", "limits", "max_size", 20 << 20),
         ("GSMTPD_STORE_MYSQL_PASSWORD", "'a#b,\"", "store.mysql", "password", "'a#b,\""),
@@ -764,4 +764,4 @@ def test_lines_are_found_where_configobj_finds_keys(parts: list[str]) -> None:
     except SyntaxError:
         return
     report = Report("x", lines)
-    assert {place for place in spec_places(tree)} <= set(report.lines)
+    assert set(spec_places(tree)) <= set(report.lines)

@@ -1,0 +1,183 @@
+"""How is a database server reached, and what do its errors mean?"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pymysql
+from pymysql.constants import SERVER_STATUS
+
+from gsmtpd.storage.base import StoreError, StorePermissionError
+
+CONNECT_TIMEOUT = 5  # seconds; PyMySQL has no default for the other two and would wait for ever
+READ_TIMEOUT = 15
+WRITE_TIMEOUT = 15
+AVOID_FOR = 5.0  # seconds before a host that would not write is tried first again
+
+RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification conflict)
+NO_SPACE = {1021, 1114, 28}  # disk full, table full
+READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
+ALTERED = {1054, 1146}  # a column or the table is not there (any more)
+LOST = {0, 1053, 1152, 1158, 1159, 1160, 1161, 1317, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031}
+# The row itself is at fault: value too long, out of range or no text; packet too big; a constraint.
+REFUSED = {1048, 1062, 1118, 1153, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1452, 1644, 3819, 4025}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a database server listens: a TCP address, or a socket path."""
+
+    name: str
+    port: int = 3306
+    unix_socket: str | None = None
+
+    def __str__(self) -> str:
+        return self.unix_socket or f"{self.name}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """How to reach the database. hosts: tried in order."""
+
+    hosts: tuple[Host, ...]
+    user: str
+    password: str = field(repr=False)
+    database: str
+    table: str = "new_mail"
+
+
+class Connector:
+    """Makes connections to the first of the database's hosts that takes one and can write."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._avoided: dict[Host, float] = {}  # until when, monotonic seconds
+
+    def connect(self) -> Any:
+        """A connection. Raises pymysql.err.Error, that of the first host tried."""
+        now = time.monotonic()
+        with self._lock:
+            avoided = {host for host, until in self._avoided.items() if until > now}
+        trouble: pymysql.err.Error | None = None
+        # The avoided ones last: a host that reads only is better than none, it may have changed.
+        for host in sorted(self._database.hosts, key=avoided.__contains__):
+            try:
+                return _connect_to(host, self._database)
+            except pymysql.err.Error as error:
+                trouble = trouble or error
+        assert trouble is not None
+        raise trouble
+
+    def avoid(self, host: Host) -> None:
+        """Try `host` last for a while: it is read-only, as after a failover."""
+        with self._lock:
+            self._avoided[host] = time.monotonic() + AVOID_FOR
+
+
+def _connect_to(host: Host, database: Database) -> Any:
+    connection: Any = _Connection(
+        host=host.name,
+        port=host.port,
+        unix_socket=host.unix_socket,
+        user=database.user,
+        password=database.password,
+        database=database.database,
+        charset="utf8mb4",
+        autocommit=True,
+        defer_connect=True,
+        # Strict: a lax server cuts what is too long and says nothing.
+        init_command="SET SESSION sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
+        " innodb_lock_wait_timeout=5",
+    )
+    connection.to_host = host
+    connection.since = time.monotonic()
+    connection.connect(_socket_to(host))
+    connection.ping(reconnect=False)  # its answer has the status behind init_command
+    if connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
+        connection.close()
+        raise pymysql.err.OperationalError(0, "the server keeps NO_BACKSLASH_ESCAPES on")
+    return connection
+
+
+class _Connection(pymysql.connections.Connection):
+    """A PyMySQL connection that knows where it leads, and since when."""
+
+    to_host: Host
+    since: float  # monotonic seconds
+
+
+class _TimedSocket(socket.socket):
+    """A blocking socket whose sends and receives are bounded in time by the kernel.
+
+    With PyMySQL's read_timeout and write_timeout every reply costs a poll more, and a statement of
+    100 KB goes out in some 15 pieces; each of those calls hands the GIL over, twice.
+    """
+
+    def recv_into(self, *arguments: Any) -> int:
+        """As in socket. Raises TimeoutError; the kernel's EAGAIN would read as "no data"."""
+        try:
+            return super().recv_into(*arguments)
+        except BlockingIOError as error:
+            raise TimeoutError("timed out") from error
+
+
+def _socket_to(host: Host) -> socket.socket:
+    """A socket to `host`. Raises pymysql.err.OperationalError (2003)."""
+    try:
+        if host.unix_socket:
+            connected = socket.socket(socket.AF_UNIX)
+            connected.settimeout(CONNECT_TIMEOUT)
+            connected.connect(host.unix_socket)
+        else:
+            connected = socket.create_connection((host.name, host.port), CONNECT_TIMEOUT)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except OSError as error:
+        raise pymysql.err.OperationalError(2003, f"cannot connect to {host}: {error}") from error
+    connected.settimeout(None)
+    timed = _TimedSocket(fileno=connected.detach())
+    for option, seconds in (
+        (socket.SO_RCVTIMEO, READ_TIMEOUT),
+        (socket.SO_SNDTIMEO, WRITE_TIMEOUT),
+    ):
+        timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+    return timed
+
+
+def code_of(error: BaseException) -> int:
+    """The server's or client's error number, 0 if `error` has none."""
+    first = error.args[0] if error.args else 0
+    return first if isinstance(first, int) else 0
+
+
+def explain(error: BaseException, database: Database) -> str:
+    """One line for the operator: what went wrong and what would cure it."""
+    code = code_of(error)
+    where = ", ".join(map(str, database.hosts))
+    if code in (2002, 2003):
+        return f"no database server answers at {where}; start it, or set [store] [[mysql]] host"
+    if code == 1045:
+        return f"the database at {where} refuses user {database.user!r} or the password"
+    if code == 1049:
+        return f"there is no database {database.database!r} at {where}; CREATE DATABASE it first"
+    if code == 1146:
+        return f"there is no table {database.table!r}; make it by: gsmtpctl init-db --apply"
+    if code in (1044, 1142):
+        return (
+            f"user {database.user!r} has no right to SELECT and INSERT in"
+            f" {database.database}.{database.table}; GRANT it"
+        )
+    text = error.args[1] if len(error.args) > 1 else error
+    return f"database at {where}: {text} (error {code})"
+
+
+def store_error(error: BaseException, database: Database) -> StoreError:
+    """`error` as the StoreError for it."""
+    denied = code_of(error) in (1044, 1045, 1142)
+    return (StorePermissionError if denied else StoreError)(explain(error, database))

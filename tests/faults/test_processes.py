@@ -1,0 +1,129 @@
+"""Does mail survive that gsmtpd's own processes are killed?"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.accounting import (
+    Client,
+    Gone,
+    Ledger,
+    Load,
+    MySQLTable,
+    Table,
+    rows,
+    send,
+    table_of,
+    to_several,
+    with_token,
+)
+from tests.servers import Gsmtpd, mysql_store, wait_for
+
+BACK = 5.0  # seconds until a killed worker is replaced
+
+Kept = tuple[Gsmtpd, Table]
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
+    """A daemon with two workers, and what it stores."""
+    two = {"server": {"processes": 2}}
+    if request.param == "sqlite":
+        with Gsmtpd(two) as daemon:
+            yield daemon, table_of(daemon)
+    else:
+        mariadb, schema = map(request.getfixturevalue, ("mariadb", "schema"))
+        with Gsmtpd(mysql_store(mariadb, schema) | two) as daemon:
+            yield daemon, MySQLTable(mariadb, schema)
+
+
+def test_workers_killed_under_load(kept: Kept) -> None:
+    daemon, table = kept
+    ledger = Ledger()
+    killed = []
+    with Load(daemon.address, ledger, make=to_several) as load:
+        for number in range(4):
+            load.wait_for(100)
+            workers = daemon.workers
+            killed.append(workers[number % len(workers)])
+            os.kill(killed[-1], signal.SIGKILL)
+            wait_for(lambda: len(daemon.workers) == 2 and killed[-1] not in daemon.workers, BACK)
+    assert set(killed).isdisjoint(daemon.workers)
+    ledger.check(rows(table))
+    assert any(a.reply is None for a in ledger.attempts), "no client noticed: was there any load?"
+
+
+def test_the_clients_of_the_other_worker_do_not_notice(kept: Kept) -> None:
+    daemon, _ = kept
+    workers = daemon.workers
+    before = [descriptors(worker) for worker in workers]
+    clients: list[Client] = []
+    while any(descriptors(worker) <= n for worker, n in zip(workers, before, strict=True)):
+        assert len(clients) < 500, "one worker takes all clients"
+        clients.append(Client(daemon.address).hello())
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: len(daemon.workers) == 2, BACK)
+    codes = []
+    for client in clients:
+        try:
+            codes.append(client.deliver(with_token()).code)
+        except Gone:
+            codes.append(0)
+        client.close()
+    assert set(codes) == {0, 250}
+
+
+ONLY_THE_LAST_THREAD_ACCEPTS = """
+import threading, time
+from gsmtpd.server.tcp import SMTPServer
+def accept_waiting(self, really=SMTPServer.accept_waiting):
+    if threading.current_thread().name == "smtp-2":
+        really(self)
+    else:
+        time.sleep(0.01)
+SMTPServer.accept_waiting = accept_waiting
+"""
+
+
+@pytest.mark.parametrize("before", ["", ONLY_THE_LAST_THREAD_ACCEPTS], ids=["first", "last"])
+def test_the_clients_of_a_killed_worker_no_longer_count(before: str) -> None:
+    """Every thread counts its own clients, so those of every thread must be forgotten."""
+    limit = 20
+    threads = 3 if before else 1
+    settings = {"server": {"threads": threads}, "limits": {"max_clients": limit}}
+    with Gsmtpd(settings, before=before) as daemon:
+        clients = [Client(daemon.address) for _ in range(limit)]
+        for client in clients[: limit // 2]:
+            assert client.reply().code == 220
+        (worker,) = daemon.workers
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: daemon.workers not in ([], [worker]), BACK)
+        for client in clients:
+            client.close()
+        assert send(daemon.address, with_token())[0].code == 250
+
+
+def test_a_killed_master_takes_its_workers_along(kept: Kept) -> None:
+    daemon, table = kept
+    workers = daemon.workers
+    ledger = Ledger()
+    with Client(daemon.address) as client:
+        client.hello()
+        for _ in range(3):
+            mail = with_token()
+            ledger.note(mail, client.deliver(mail), True)
+        os.kill(daemon.pid, signal.SIGKILL)
+        # The worker says goodbye to its client when it notices.
+        assert client.reply().text.startswith("421 4.3.2 ")
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in workers))
+    ledger.check(rows(table))
+    assert len(ledger.acknowledged) == 3
