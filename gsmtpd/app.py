@@ -17,7 +17,7 @@ from gsmtpd.metrics import Counters
 from gsmtpd.policy.domains import DomainPolicy
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import Limits, SMTPServer, bind
-from gsmtpd.smtp.session import Rules
+from gsmtpd.smtp.rules import Rules
 from gsmtpd.storage import mysql, sqlite
 from gsmtpd.storage.base import MailReader, Store, StoreError
 from gsmtpd.storage.mysql_connection import Database, Host

@@ -17,7 +17,7 @@ from gsmtpd.policy.domains import DomainPolicy
 from gsmtpd.server.connection import DONTWAIT, Connection
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.smtp import reply
-from gsmtpd.smtp.session import Rules
+from gsmtpd.smtp.rules import Rules
 from gsmtpd.storage.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gsmtpd.smtp import reply
@@ -17,6 +16,7 @@ from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.command import MailCommand, parse_mail, parse_rcpt
 from gsmtpd.smtp.framing import DataReader, has_bare_newline
 from gsmtpd.smtp.reply import Reply
+from gsmtpd.smtp.rules import Rules
 from gsmtpd.smtp.states import NEXT, WHY, State
 
 MAX_LINE = 512  # octets of a command with its CRLF, RFC 5321 section 4.5.3.1.4
@@ -24,56 +24,6 @@ MAX_LINE_WITH_PARAMETERS = 2048  # room for the parameters of MAIL and RCPT
 MAX_JUNK_LINE = 65536  # octets; who sends a longer line speaks no SMTP
 MAX_RECEIVED = 100  # Received fields, RFC 5321 section 6.3
 _HEADER_READ = 65536  # octets of a header that are looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What all sessions of a server share. Sizes in octets.
-
-    host_name: said in the greeting. max_size: largest message. max_recipients: per message.
-    max_messages: per session; both are announced (LIMITS, RFC 9422).
-    max_errors: refused commands, and max_commands: other commands, without a mail in between,
-    before the session is closed. reject_bare_newline: refuse a message with a bare CR or LF.
-    """
-
-    host_name: str
-    max_size: int = 10 * 1024 * 1024
-    max_recipients: int = 1000
-    max_messages: int = 100_000
-    max_errors: int = 10
-    max_commands: int = 100
-    reject_bare_newline: bool = False
-    greeting: Reply = field(init=False)
-    ehlo: Reply = field(init=False)
-    helo: Reply = field(init=False)
-    help: Reply = field(init=False)
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "greeting", Reply(220, "", f"{self.host_name} ESMTP gsmtpd"))
-        put(self, "helo", Reply(250, "", self.host_name))
-        put(
-            self,
-            "ehlo",
-            Reply(
-                250,
-                "",
-                self.host_name,
-                "PIPELINING",
-                f"SIZE {self.max_size}",
-                "8BITMIME",
-                "SMTPUTF8",
-                "ENHANCEDSTATUSCODES",
-                f"LIMITS MAILMAX={self.max_messages} RCPTMAX={self.max_recipients}",
-                "HELP",
-            ),
-        )
-        commands = "Commands: EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT"
-        put(
-            self,
-            "help",
-            Reply(214, "2.0.0", commands, "This server receives mail; it never relays"),
-        )
 
 
 class Envelope(NamedTuple):

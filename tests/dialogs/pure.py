@@ -7,7 +7,8 @@ from itertools import count
 
 from gsmtpd.policy.domains import DomainPolicy
 from gsmtpd.smtp.reply import Reply, queued
-from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Rules, Session
+from gsmtpd.smtp.rules import Rules
+from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
 from tests.dialogs import HOST_NAME, Options
 
 

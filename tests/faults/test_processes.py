@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from gsmtpd.config import load
+from gsmtpd.logs import Logs
+from gsmtpd.master import Master
+from gsmtpd.metrics import Counter
 from tests.accounting import (
     Client,
     Gone,
@@ -82,25 +87,9 @@ def test_the_clients_of_the_other_worker_do_not_notice(kept: Kept) -> None:
     assert set(codes) == {0, 250}
 
 
-ONLY_THE_LAST_THREAD_ACCEPTS = """
-import threading, time
-from gsmtpd.server.tcp import SMTPServer
-def accept_waiting(self, really=SMTPServer.accept_waiting):
-    if threading.current_thread().name == "smtp-2":
-        really(self)
-    else:
-        time.sleep(0.01)
-SMTPServer.accept_waiting = accept_waiting
-"""
-
-
-@pytest.mark.parametrize("before", ["", ONLY_THE_LAST_THREAD_ACCEPTS], ids=["first", "last"])
-def test_the_clients_of_a_killed_worker_no_longer_count(before: str) -> None:
-    """Every thread counts its own clients, so those of every thread must be forgotten."""
+def test_the_clients_of_a_killed_worker_no_longer_count() -> None:
     limit = 20
-    threads = 3 if before else 1
-    settings = {"server": {"threads": threads}, "limits": {"max_clients": limit}}
-    with Gsmtpd(settings, before=before) as daemon:
+    with Gsmtpd({"limits": {"max_clients": limit}}) as daemon:
         clients = [Client(daemon.address) for _ in range(limit)]
         for client in clients[: limit // 2]:
             assert client.reply().code == 220
@@ -110,6 +99,19 @@ def test_the_clients_of_a_killed_worker_no_longer_count(before: str) -> None:
         for client in clients:
             client.close()
         assert send(daemon.address, with_token())[0].code == 250
+
+
+def test_the_clients_of_all_its_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker killed with max_clients in its further threads is never let in again."""
+    server = Gsmtpd({"server": {"processes": 2, "threads": 3}})
+    master = Master(load(str(server.conf)), [], cast(Logs, None))
+    counters = master._counters
+    for row in range(6):
+        counters.row(row)[Counter.CLIENTS] = 5
+    monkeypatch.setattr(os, "fork", lambda: 4711)
+    master._fork(1)
+    assert [counters.row(row)[Counter.CLIENTS] for row in range(6)] == [5, 5, 5, 0, 0, 0]
+    server.close()
 
 
 def test_a_killed_master_takes_its_workers_along(kept: Kept) -> None:

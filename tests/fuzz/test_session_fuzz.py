@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.smtp.session import Event, MessageReceived, Rules
+from gsmtpd.smtp.rules import Rules
+from gsmtpd.smtp.session import Event, MessageReceived
 from tests.dialogs import HOST_NAME
 from tests.dialogs.false_ends import FALSE_ENDS, unstuffed
 from tests.dialogs.pure import PureClient

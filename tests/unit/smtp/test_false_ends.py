@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from gsmtpd.smtp import reply
-from gsmtpd.smtp.session import Rules
+from gsmtpd.smtp.rules import Rules
 from tests.dialogs import HOST_NAME
 from tests.dialogs.false_ends import END, FALSE_ENDS, smuggled, unstuffed
 from tests.dialogs.pure import PureClient
