@@ -89,6 +89,12 @@ def make_counters(config: Config) -> Counters:
     return Counters(processes(config) * threads(config))
 
 
+def counter_rows(config: Config, number: int) -> range:
+    """The rows of the shared counters that belong to the SMTP threads of worker `number`."""
+    count = threads(config)
+    return range(number * count, (number + 1) * count)
+
+
 def make_database(config: Config) -> Database:
     """How to reach the configured MySQL server."""
     chosen = config.store.mysql
@@ -174,11 +180,10 @@ class Worker:
         )
         self._servers: list[SMTPServer] = []
         self._writer = self._make_writer(config)
-        count = threads(config)
         self._pool = SMTPThreadPool(
             [
-                SMTPThread(f"smtp-{i}", counters.row(number * count + i), logs.mail_log())
-                for i in range(count)
+                SMTPThread(f"smtp-{row}", counters.row(row), logs.mail_log())
+                for row in counter_rows(config, number)
             ]
         )
         policy = DomainPolicy(config.domains.accept)

@@ -57,7 +57,8 @@ class Master:
                 self._fork(number)
 
     def _fork(self, number: int) -> None:
-        self._counters.reset(number * app.threads(self._config))
+        for row in app.counter_rows(self._config, number):
+            self._counters.reset(row)
         pid = os.fork()
         if pid:
             self._workers[pid] = number

@@ -29,7 +29,7 @@ class CommitProxy:
     """Listens on 127.0.0.1 at `port` and passes connections on to `server`."""
 
     def __init__(self, server: tuple[str, int]) -> None:
-        self._server = server
+        self.server = server  # where the next connection leads
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._armed: list[Fault] = []
@@ -65,7 +65,7 @@ class CommitProxy:
             threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
 
     def _pass_on(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._server) as server:
+        with client, socket.create_connection(self.server) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(OSError):

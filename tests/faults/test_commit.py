@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from pymysql.connections import Connection
 
-from tests.accounting import Client, Ledger, Mail, MySQLTable, rows, to_several
+from tests.accounting import Client, Ledger, Mail, MySQLTable, rows, send, to_several
+from tests.conftest import make_schema
 from tests.faults.proxy import CommitProxy, Fault
 from tests.servers import Gsmtpd, MariaDB, mysql_store
 
@@ -25,9 +28,18 @@ class Way(NamedTuple):
 @pytest.fixture
 def way(mariadb: MariaDB, schema: str) -> Iterator[Way]:
     with CommitProxy(mariadb.address) as proxy:
-        settings = mysql_store(mariadb, schema, host=f"127.0.0.1:{proxy.port}")
+        settings = mysql_store(
+            mariadb, schema, host=f"127.0.0.1:{proxy.port}", **least_rights(mariadb, schema)
+        )
         with Gsmtpd(settings) as daemon:
             yield Way(daemon, proxy, MySQLTable(mariadb, schema))
+
+
+def least_rights(server: MariaDB, schema: str) -> dict[str, str]:
+    """A user with the rights that gsmtpd asks for and no others."""
+    server.query("CREATE OR REPLACE USER commits IDENTIFIED BY 'secret'")
+    server.query(f"GRANT SELECT, INSERT ON {schema}.new_mail TO commits")
+    return {"user": "commits", "password": "secret"}
 
 
 def deliver(way: Way, ledger: Ledger, mail: Mail) -> int:
@@ -72,7 +84,7 @@ def test_a_connection_cut_while_the_commit_is_carried_out(way: Way) -> None:
     assert ledger.duplicates(stored) == 0
 
 
-def test_a_commit_that_arrives_late_is_waited_for(way: Way) -> None:
+def test_a_commit_that_arrives_late_does_no_harm(way: Way) -> None:
     ledger = Ledger()
     way.proxy.arm(Fault.HELD)
     threading.Timer(1.0, way.proxy.release).start()
@@ -81,3 +93,47 @@ def test_a_commit_that_arrives_late_is_waited_for(way: Way) -> None:
     stored = rows(way.table)
     ledger.check(stored)
     assert ledger.duplicates(stored) == 0
+
+
+def test_behind_a_balancer_nobody_elses_session_is_ended(mariadb: MariaDB, schema: str) -> None:
+    """The connection made after the fault leads to another server, where numbers are others'."""
+    ledger = Ledger()
+    with contextlib.ExitStack() as stack:
+        second = stack.enter_context(MariaDB())
+        make_schema(second, schema)
+        user = least_rights(second, schema)
+        least_rights(mariadb, schema)
+        proxy = stack.enter_context(CommitProxy(mariadb.address))
+        host = f"127.0.0.1:{proxy.port}"
+        settings = mysql_store(mariadb, schema, host=host, connections=1, **user)
+        while thread_id(mariadb) < thread_id(second) + 50:
+            pass
+        daemon = stack.enter_context(Gsmtpd(settings))
+        for mail in (to_several(), to_several()):
+            others = "SELECT id FROM information_schema.processlist WHERE user = 'commits'"
+            ((number,),) = mariadb.query(others) or [(0,)]
+            ledger.note(mail, send(daemon.address, mail)[0], True)
+            if len(ledger.attempts) == 1:
+                proxy.server = second.address
+                proxy.arm(Fault.CUT)
+                bystander = stack.enter_context(numbered(second, number, schema, user))
+        assert proxy.happened == [Fault.CUT]
+        bystander.ping()
+        stored = rows(MySQLTable(mariadb, schema)) + rows(MySQLTable(second, schema))
+    known = {attempt.reply.id for attempt in ledger.acknowledged if attempt.reply}
+    ledger.check(row for row in stored if row.hash in known)
+
+
+def thread_id(server: MariaDB) -> int:
+    """The number of a new connection; the next one has the next."""
+    with server.connect() as connection:
+        return connection.thread_id()
+
+
+def numbered(server: MariaDB, number: int, schema: str, user: dict[str, str]) -> Connection:
+    """A connection with this number. Raises AssertionError where it was given already."""
+    while thread_id(server) < number - 1:
+        pass
+    connection = server.connect(database=schema, **user)
+    assert connection.thread_id() == number
+    return connection
