@@ -106,7 +106,8 @@ def test_behind_a_balancer_nobody_elses_session_is_ended(mariadb: MariaDB, schem
         proxy = stack.enter_context(CommitProxy(mariadb.address))
         host = f"127.0.0.1:{proxy.port}"
         settings = mysql_store(mariadb, schema, host=host, connections=1, **user)
-        while thread_id(mariadb) < thread_id(second) + 50:
+        beyond = thread_id(second) + 20
+        while thread_id(mariadb) < beyond:
             pass
         daemon = stack.enter_context(Gsmtpd(settings))
         first, mail = to_several(), to_several()

@@ -76,7 +76,7 @@ def test_the_clients_of_the_other_worker_do_not_notice(kept: Kept) -> None:
     workers = daemon.workers
     clients: list[Client] = []
     with Load(daemon.address, Ledger()) as load:
-        # The kernel wakes the same idle worker for each client; a busy one leaves some to the other.
+        # The kernel wakes the same idle worker for each client; a busy one leaves some over.
         load.wait_for(50)
         clients += [Client(daemon.address).hello() for _ in range(200)]
     assert all(clients_of(worker, daemon.port) for worker in workers), (
