@@ -1,4 +1,4 @@
-# What scripts/run, scripts/test and scripts/bench share: find the project, set up what is missing.
+# What scripts/run, scripts/gsmtpctl and scripts/test share: find the project, set up what is missing.
 # Source it; it sets ROOT and changes to it.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ from tests.servers import Gsmtpd, MariaDB, MissingProgramError, mysql_store  # n
 
 LACKING = "lacking: "
 _numbers = count(1)
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends the tests as ^C does: the servers they started end, too."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 
 
 def lacking(what: str) -> None:

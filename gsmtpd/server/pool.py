@@ -205,7 +205,7 @@ class SMTPThread(threading.Thread):
             server.service_actions()
 
     def _fault(self, connection: Connection) -> None:
-        """A fault of ours: the client hears 421 and may come again."""
+        """A fault of ours: the client hears 451 and may come again."""
         _log.exception("fault in the session of %s", connection.client_ip)
         try:
             connection.end(reply.INTERNAL_ERROR)

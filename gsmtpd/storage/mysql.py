@@ -33,8 +33,8 @@ from gsmtpd.storage.mysql_connection import (
     RETRY,
     Connector,
     Database,
-    Host,
     code_of,
+    driver,
     explain,
     store_error,
 )
@@ -60,7 +60,7 @@ OnCapacity = Callable[[int], None]
 class Session(NamedTuple):
     """A connection as the server knows it. since: monotonic seconds."""
 
-    host: Host
+    server: str
     number: int
     since: float
 
@@ -163,7 +163,7 @@ class MySQLStore:
         """Try the whole transaction, again where another try can help."""
         with self._connection() as connection:
             for left in reversed(range(_TRIES)):
-                used = connection.dbapi_connection
+                used = driver(connection)
                 try:
                     self._transaction(connection, letters)
                     return
@@ -172,8 +172,8 @@ class MySQLStore:
                     if code in READ_ONLY:
                         self._connector.avoid(used.to_host)
                         # DBUtils may have connected again by now, perhaps to the same host.
-                        if connection.dbapi_connection.to_host == used.to_host:
-                            connection.dbapi_connection.close()
+                        if driver(connection).to_host == used.to_host:
+                            driver(connection).close()
                     with suppress(pymysql.MySQLError, OSError):
                         connection.rollback()  # connects again if the connection was lost
                     if code in ALTERED | LOST | READ_ONLY:
@@ -193,8 +193,8 @@ class MySQLStore:
         for statement in table.inserts(values, self._statement_bytes):
             cursor.execute(statement)
         cursor.close()
-        raw = connection.dbapi_connection
-        session = Session(raw.to_host, raw.thread_id(), raw.since)
+        used = driver(connection)
+        session = Session(used.server, used.thread_id(), used.since)
         try:
             connection.commit()
         except Exception as error:
@@ -245,7 +245,7 @@ class MySQLStore:
         with self._connection() as connection:
             try:
                 cursor = connection.cursor()
-                over = self._end(cursor, connection.dbapi_connection.to_host, session)
+                over = self._end(cursor, driver(connection).server, session)
                 marks = ", ".join(["%s"] * len(ids))
                 table = self._database.table
                 cursor.execute(
@@ -257,10 +257,10 @@ class MySQLStore:
                     connection.rollback()
                 raise
 
-    def _end(self, cursor: Any, host: Host, session: Session) -> bool:
+    def _end(self, cursor: Any, server: str, session: Session) -> bool:
         """Kill `session`, that its COMMIT may not arrive late. True once it is over."""
-        if host != session.host:
-            return False
+        if server != session.server:
+            return False  # here its number is somebody else's
         cursor.execute("SHOW GLOBAL STATUS LIKE 'Uptime'")
         if int(cursor.fetchone()[1]) < time.monotonic() - session.since - 1:
             return True  # the server was started since, so numbers are others' now

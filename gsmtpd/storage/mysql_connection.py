@@ -98,7 +98,9 @@ def _connect_to(host: Host, database: Database) -> Any:
     connection.to_host = host
     connection.since = time.monotonic()
     connection.connect(_socket_to(host))
-    connection.ping(reconnect=False)  # its answer has the status behind init_command
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CONCAT_WS(' ', @@hostname, @@port, @@datadir)")
+        connection.server = cursor.fetchone()[0]
     if connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
         connection.close()
         raise pymysql.err.OperationalError(0, "the server keeps NO_BACKSLASH_ESCAPES on")
@@ -106,9 +108,13 @@ def _connect_to(host: Host, database: Database) -> Any:
 
 
 class _Connection(pymysql.connections.Connection):
-    """A PyMySQL connection that knows where it leads, and since when."""
+    """A PyMySQL connection that knows where it leads, and since when.
+
+    to_host: as configured. server: which server that was; a balancer has several behind one name.
+    """
 
     to_host: Host
+    server: str
     since: float  # monotonic seconds
 
 
@@ -148,6 +154,11 @@ def _socket_to(host: Host) -> socket.socket:
     ):
         timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
     return timed
+
+
+def driver(pooled: Any) -> Any:
+    """The `_Connection` that `pooled` leads to now; DBUtils before 3.2 has no public name for it."""
+    return pooled._con._con
 
 
 def code_of(error: BaseException) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from itertools import chain
 
@@ -26,8 +27,7 @@ def connect(path: str, durable: bool = True) -> sqlite3.Connection:
     durable: sync at each commit. Raises StoreError with a clear line.
     """
     try:
-        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection = _open(path)
         # NORMAL does not sync the WAL on commit: a power cut can take acknowledged mail.
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='new_mail'").fetchone():
@@ -36,6 +36,20 @@ def connect(path: str, durable: bool = True) -> sqlite3.Connection:
         return connection
     except (sqlite3.Error, OSError) as error:
         raise store_error(path, error) from error
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return connection
+        except sqlite3.OperationalError as error:
+            # SQLite's own timeout does not cover this: another process is opening a new file.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def store_error(path: str, error: Exception) -> StoreError:

@@ -29,6 +29,7 @@ SECOND_WRITER_FROM = MAX_BATCH_ROWS
 # Below it nothing ever waits. (PostgreSQL has this as commit_delay and commit_siblings.)
 GATHER_FROM = 5
 GATHER = 0.002  # seconds
+BUSY_FOR = 0.01  # seconds behind such a batch; a message that comes later is written at once
 # Octets of a message, times recipients, up to which its rows are made by the thread that received
 # it, while its bytes are in that core's cache: 10 to 30 us a message less than in a writer thread.
 ENCODE_AT_ONCE = 65536
@@ -71,7 +72,7 @@ class GroupCommitWriter:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
-        self._written = 0  # messages of the latest batch
+        self._busy_until = 0.0  # monotonic seconds
         self._called = False  # a writer was woken and has not looked yet
         self._helped = False  # a further writer may take what waits, however little
         self._stopped = False
@@ -134,11 +135,12 @@ class GroupCommitWriter:
                 self._helped = False
                 self._writing += 1
             try:
-                if self._written >= GATHER_FROM and not self._stopped:
+                if self._clock() < self._busy_until and not self._stopped:
                     time.sleep(GATHER)
                 batch = self._take()
-                self._written = len(batch)
                 self._write(batch)
+                if len(batch) >= GATHER_FROM:
+                    self._busy_until = self._clock() + BUSY_FOR
             finally:
                 with self._changed:
                     self._writing -= 1

@@ -136,6 +136,7 @@ def test_a_killed_master_takes_its_workers_along() -> None:
         os.kill(daemon.pid, signal.SIGKILL)
         # The worker says goodbye to its client when it notices.
         assert client.reply().text.startswith("421 4.3.2 ")
+        client.close()
         wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in workers))
         ledger.check(rows(table_of(daemon)))
     assert len(ledger.acknowledged) == 3
