@@ -157,7 +157,7 @@ def _socket_to(host: Host) -> socket.socket:
 
 
 def driver(pooled: Any) -> Any:
-    """The `_Connection` that `pooled` leads to now; DBUtils before 3.2 has no public name for it."""
+    """The `_Connection` that `pooled` leads to now (public in DBUtils from 3.2 on)."""
     return pooled._con._con
 
 
