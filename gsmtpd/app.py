@@ -27,6 +27,7 @@ from gsmtpd.storage.writer import GroupCommitWriter
 _log = logging.getLogger(__name__)
 
 STOP_WITHIN = 28.0  # seconds for the whole stop; supervisors wait 30
+PARENT_LOOK = 0.5  # seconds between two looks whether the master lives
 STOP_QUIET = 2.0  # seconds in which clients hear 421 at their next command only
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -236,15 +237,24 @@ class Worker:
         if self._writer is not None:
             self._writer.start()
         self._pool.start(self._servers)
-        while signal.sigtimedwait(_STOP_SIGNALS, 1.0) is None:
+        while signal.sigtimedwait(_STOP_SIGNALS, PARENT_LOOK) is None:
             if os.getppid() != parent:
                 _log.error("the master process is gone; worker %d stops", os.getpid())
                 break
         self._stop()
 
+    def _close_listeners(self) -> None:
+        """Close our share of the listening sockets, that the kernel takes no client for us."""
+        deadline = time.monotonic() + 1.0
+        while self._pool.listening() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for server in self._servers:
+            server.server_close()
+
     def _stop(self) -> None:
         began = time.monotonic()
         self._pool.leave(at_once=False)
+        self._close_listeners()
         while self._pool.clients() and (spent := time.monotonic() - began) < STOP_WITHIN - 3:
             time.sleep(0.02)
             if spent > STOP_QUIET:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 
 from gsmtpd import __version__, app, config, daemon
-from gsmtpd.logs import LogError, Logs
+from gsmtpd.logs import SYSLOG, LogError, Logs
 from gsmtpd.master import Master
 from gsmtpd.storage.base import StoreError, StorePermissionError
 
@@ -20,6 +23,7 @@ EX_CANTCREAT = 73
 EX_NOPERM = 77
 EX_CONFIG = 78
 
+UMASK = 0o027  # mail and logs are nobody else's to read
 DEFAULT_CONFIG = "/etc/gsmtpd.conf"
 
 
@@ -97,20 +101,25 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(chosen: config.Config, foreground: bool) -> int:
+    os.umask(UMASK)
+    for unused in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(unused, signal.SIG_IGN)  # their default would end us
     _raise_descriptor_limit()
     logs = _open_logs(chosen, foreground)
     if chosen.store.backend == "sqlite":
         _check_sqlite(chosen)
-    try:
-        listeners = app.bind_listeners(chosen)
-    except app.ListenError as error:
-        raise Stop(EX_NOPERM if error.permission else EX_UNAVAILABLE, str(error)) from error
     if foreground:
-        return Master(chosen, listeners, logs).run()
+        return Master(chosen, _bind(chosen), logs).run()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # asks a daemon to reload, which is still to come
     try:
         pid_file = daemon.PidFile(chosen.server.pid_file)
     except daemon.PidFileError as error:
         raise Stop(EX_UNAVAILABLE if error.running else EX_CANTCREAT, str(error)) from error
+    try:
+        listeners = _bind(chosen)
+    except Stop:
+        pid_file.remove()
+        raise
     kept = [*logs.descriptors, pid_file.descriptor, *(s.fileno() for s in listeners)]
     say_ready = daemon.detach(kept)
     pid_file.write()
@@ -121,8 +130,20 @@ def _serve(chosen: config.Config, foreground: bool) -> int:
         pid_file.remove()
 
 
+def _bind(chosen: config.Config) -> list[socket.socket]:
+    try:
+        return app.bind_listeners(chosen)
+    except app.ListenError as error:
+        raise Stop(EX_NOPERM if error.permission else EX_UNAVAILABLE, str(error)) from error
+
+
 def _open_logs(chosen: config.Config, foreground: bool) -> Logs:
     path = chosen.log.file or ("-" if foreground else "")
+    if not path and not os.path.exists(SYSLOG):
+        print(
+            f"gsmtpd: warning: no syslog at {SYSLOG}, so log lines are lost; set [log] file or -l",
+            file=sys.stderr,
+        )
     try:
         return Logs(path, chosen.log.level, chosen.log.format)
     except LogError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -55,9 +56,14 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run gsmtpctl; returns the exit code."""
     options = parser().parse_args(arguments)
+    os.umask(cli.UMASK)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # mail may hold what this terminal cannot show
     run: Callable[[argparse.Namespace, Config], int] = options.run
     try:
-        return run(options, cli.load(options.config))
+        code = run(options, cli.load(options.config))
+        sys.stdout.flush()
+        return code
     except cli.Stop as stop:
         print(f"gsmtpctl: {stop}", file=sys.stderr)
         return stop.code
@@ -70,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli.EX_OK
+    except OSError as error:
+        print(f"gsmtpctl: cannot write the output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return cli.EX_CANTCREAT
 
 
 def _init_db(options: argparse.Namespace, config: Config) -> int:

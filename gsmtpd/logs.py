@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import select
+import stat
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from gsmtpd.maillog import LineFormatter, MailLog, json_line, logfmt
 
 SYSLOG = "/dev/log"
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class LogError(Exception):
@@ -21,15 +25,18 @@ class LogError(Exception):
 class FileLog(logging.Handler):
     """Appends to the file `path`, or to stderr where it is "-".
 
-    A full disk loses lines, never mail: errors of the write are ignored. Raises LogError if the
-    file cannot be opened.
+    A file that was renamed is left for a new one within a second, so rotation needs no signal. A
+    full disk, or a reader of stderr that does not read, loses lines, never mail. Raises LogError if
+    the file cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__()
+        self._path = path
+        self._looked = time.monotonic()
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self.descriptor = sys.stderr.fileno() if path == "-" else os.open(path, flags, 0o640)
+            self.descriptor = sys.stderr.fileno() if path == "-" else os.open(path, _FLAGS, 0o640)
+            self._may_block = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
         except OSError as error:
             raise LogError(
                 f"cannot write the log {path}: {error.strerror};"
@@ -38,8 +45,33 @@ class FileLog(logging.Handler):
 
     def write(self, text: str) -> None:
         """Append `text` (whole lines) in one system call, so that processes may share the file."""
+        octets = text.encode("utf-8", "backslashreplace")
         with suppress(OSError):
-            os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+            if self._may_block:
+                self._write_pieces(octets)
+                return
+            if time.monotonic() - self._looked > 1:
+                self._follow()
+            os.write(self.descriptor, octets)
+
+    def _write_pieces(self, octets: bytes) -> None:
+        # A pipe that is writable takes PIPE_BUF octets without blocking, see pipe(7).
+        for start in range(0, len(octets), select.PIPE_BUF):
+            if not select.select([], [self.descriptor], [], 0)[1]:
+                return
+            os.write(self.descriptor, octets[start : start + select.PIPE_BUF])
+
+    def _follow(self) -> None:
+        """Open the file again if its name leads to another file by now, or to none."""
+        self._looked = time.monotonic()
+        try:
+            same = os.path.samestat(os.stat(self._path), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            fresh = os.open(self._path, _FLAGS, 0o640)
+            os.dup2(fresh, self.descriptor, inheritable=False)
+            os.close(fresh)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record of the program's own log."""
@@ -47,15 +79,10 @@ class FileLog(logging.Handler):
 
 
 class SysLog(logging.handlers.SysLogHandler):
-    """Sends to the local syslog, facility mail. Raises LogError where there is none."""
+    """Sends to the local syslog, facility mail, as soon as there is one."""
 
     def __init__(self) -> None:
-        try:
-            super().__init__(SYSLOG, logging.handlers.SysLogHandler.LOG_MAIL)
-        except OSError as error:
-            raise LogError(
-                f"no syslog at {SYSLOG} ({error.strerror}); set [log] file or -l to a file"
-            ) from error
+        super().__init__(SYSLOG, logging.handlers.SysLogHandler.LOG_MAIL)
         self.ident = f"gsmtpd[{os.getpid()}]: "
 
     def write(self, text: str) -> None:
@@ -87,7 +114,8 @@ class Logs:
         """What must stay open when the process detaches."""
         if isinstance(self._sink, FileLog):
             return [self._sink.descriptor]
-        return [self._sink.socket.fileno()]  # type: ignore[attr-defined]
+        descriptor: int = self._sink.socket.fileno()  # type: ignore[attr-defined]
+        return [descriptor] if descriptor >= 0 else []
 
     def mail_log(self) -> MailLog:
         """A mail log that writes here; make one per thread."""

@@ -120,6 +120,11 @@ class MailLog:
             ("reply", reply.code),
         )
 
+    def stored_unheard(self, message: Message) -> None:
+        """A message was stored, but its client heard 4xx before, or had gone."""
+        if self._enabled:
+            self._add("stored_unheard", ("id", message.id), ("client", message.client_ip))
+
     def recipient_refused(self, client_ip: str, recipient: Mailbox, reply: Reply) -> None:
         """RCPT for `recipient` was refused by policy."""
         if self._enabled:

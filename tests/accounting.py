@@ -399,6 +399,7 @@ class Load:
         self._make = make
         self._pause = pause
         self._stop = threading.Event()
+        self._given_up = threading.Event()
         self._failures: list[BaseException] = []
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(sessions)]
 
@@ -407,8 +408,11 @@ class Load:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, trouble: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if trouble is not None:
+            self._given_up.set()
+            return  # the trouble is to be seen, and not what follows from it
         for thread in self._threads:
             thread.join(60)
         assert not any(thread.is_alive() for thread in self._threads), "a mail never came home"
@@ -427,7 +431,7 @@ class Load:
     def _run(self) -> None:
         try:
             mail = self._make()
-            while mail is not None:
+            while mail is not None and not self._given_up.is_set():
                 try:
                     with Client(self._address) as client:
                         mail = self._send(client.hello(), mail)

@@ -116,7 +116,10 @@ class Connection:
     def finished(self, job: Job) -> None:
         """The store is done with this connection's message; called in its own thread."""
         if self._job is not job:
-            return  # answered already, by the clock
+            # Answered by the clock, or gone; what was stored meanwhile may come again.
+            if job.outcome is Outcome.STORED:
+                self.thread.maillog.stored_unheard(job.message)
+            return
         self._job = None
         assert job.outcome is not None
         if job.outcome is Outcome.STORED:

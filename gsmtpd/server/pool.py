@@ -85,6 +85,11 @@ class SMTPThread(threading.Thread):
     def __len__(self) -> int:
         return len(self._connections)
 
+    @property
+    def listening(self) -> bool:
+        """Whether it still accepts connections."""
+        return bool(self._listeners)
+
     # Called in this thread.
 
     def listen(self, server: SMTPServer) -> None:
@@ -244,6 +249,10 @@ class SMTPThreadPool:
         """Accept no more, and tell the clients: at their next command, or now."""
         for thread in self._threads:
             thread.call(partial(thread.leave, at_once))
+
+    def listening(self) -> bool:
+        """Whether a thread still accepts connections."""
+        return any(thread.listening for thread in self._threads)
 
     def clients(self) -> int:
         """How many connections are open."""

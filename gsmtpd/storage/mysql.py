@@ -288,9 +288,19 @@ class MySQLStore:
                 explain(error, self._database),
             )
             return [Outcome.TROUBLE]
+        if code in LOST:
+            error = self._reason(error)
         text = str(error) if isinstance(error, StoreError) else explain(error, self._database)
         self._health.trouble(text)
         return [Outcome.NO_SPACE if code in NO_SPACE else Outcome.TROUBLE] * len(letters)
+
+    def _reason(self, error: Exception) -> Exception:
+        """Why no connection can be had; DBUtils raises only that one was lost."""
+        try:
+            self._connector.connect().close()
+        except pymysql.MySQLError as reason:
+            return reason
+        return error
 
     def _known_table(self, connection: Any) -> MailTable:
         table = self._table

@@ -71,6 +71,16 @@ def insert_lock(server: MariaDB, schema: str) -> Iterator[None]:
         connection.rollback()
 
 
+@contextlib.contextmanager
+def stopped(server: MariaDB) -> Iterator[None]:
+    """The server takes connections and does nothing more."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
 def connections(server: MariaDB, schema: str) -> list[int]:
     """The connections that are in use for `schema`."""
     found = server.query("SELECT id FROM information_schema.processlist WHERE db = %s", (schema,))
@@ -132,9 +142,8 @@ def test_stopped_for_a_while_under_load(fragile: MariaDB, table: MySQLTable) -> 
     settings = mysql_store(fragile, SCHEMA)
     with Gsmtpd(settings) as daemon, Load(daemon.address, ledger, make=to_several) as load:
         load.wait_for(100)
-        os.kill(fragile.pid, signal.SIGSTOP)
-        time.sleep(3)
-        os.kill(fragile.pid, signal.SIGCONT)
+        with stopped(fragile):
+            time.sleep(3)
         load.wait_for(50, RECOVERY)
     stored = rows(table)
     ledger.check(stored)
@@ -147,12 +156,9 @@ def test_a_server_that_hangs_is_given_up(fragile: MariaDB, table: MySQLTable) ->
     ledger = Ledger()
     with Gsmtpd(mysql_store(fragile, SCHEMA, connections=1), before=soon) as daemon:
         assert send(daemon.address, with_token())[0].code == 250
-        os.kill(fragile.pid, signal.SIGSTOP)
-        try:
-            mail = to_several()
+        mail = to_several()
+        with stopped(fragile):
             ledger.note(mail, send(daemon.address, mail)[0], True)
-        finally:
-            os.kill(fragile.pid, signal.SIGCONT)
         stored_again(daemon)
     assert ledger.attempts[0].reply is not None
     assert ledger.attempts[0].reply.text.startswith("451 4.3.0 ")
