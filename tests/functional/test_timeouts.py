@@ -39,9 +39,10 @@ def drips_a_command(client: Client) -> Reply:
     for octet in b"NOOP " + b"x" * 400:
         client.send(bytes([octet]))
         try:
-            return Reply(int(client.socket.recv(3)), "421 4.4.2 ")
+            said = client.socket.recv(512).decode().rstrip()
         except TimeoutError:
             continue
+        return Reply(int(said[:3]), said)
     return Reply(0, "was never timed out")
 
 
@@ -77,12 +78,12 @@ def works_slowly(client: Client) -> Reply:
 
 
 CASES: dict[Callable[[Client], Reply], str] = {
-    silent: "421 4.4.2 ",
-    silent_between_commands: "421 4.4.2 ",
-    silent_in_a_command: "421 4.4.2 ",
-    drips_a_command: "421 4.4.2 ",
-    silent_in_its_message: "421 4.4.2 ",
-    never_ends: "421 4.4.2 ",
+    silent: "421 4.4.2 Timed out ",
+    silent_between_commands: "421 4.4.2 Timed out ",
+    silent_in_a_command: "421 4.4.2 Timed out ",
+    drips_a_command: "421 4.4.2 Timed out ",
+    silent_in_its_message: "421 4.4.2 Timed out ",
+    never_ends: "421 4.4.2 Session ",
     works_slowly: "250 2.0.0 ",
 }
 Talks = dict[str, Future[Reply]]
