@@ -83,7 +83,7 @@ class SysLog(logging.handlers.SysLogHandler):
 
     def __init__(self) -> None:
         super().__init__(SYSLOG, logging.handlers.SysLogHandler.LOG_MAIL)
-        self.ident = f"gsmtpd[{os.getpid()}]: "
+        self.ident = "gsmtpd: "  # shared by all processes, so without a process id
 
     def write(self, text: str) -> None:
         """Send the lines of `text`, a datagram each."""

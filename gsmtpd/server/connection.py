@@ -6,7 +6,6 @@ nothing in it blocks.
 
 from __future__ import annotations
 
-import logging
 import socket
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
@@ -23,8 +22,6 @@ from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
 if TYPE_CHECKING:
     from gsmtpd.server.pool import SMTPThread
     from gsmtpd.server.tcp import SMTPServer
-
-_log = logging.getLogger(__name__)
 
 RECEIVE = 65536  # octets of one recv
 SEND_TIMEOUT = 30.0  # seconds in which a client must read its replies

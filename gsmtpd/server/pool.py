@@ -40,15 +40,12 @@ class SMTPThread(threading.Thread):
     now: monotonic seconds, as of this round.
     """
 
-    def __init__(
-        self, name: str, counters: memoryview, maillog: MailLog, sweep: float = SWEEP
-    ) -> None:
+    def __init__(self, name: str, counters: memoryview, maillog: MailLog) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
         self.now = time.monotonic()
-        self._sweep_every = sweep
-        self._next_sweep = self.now + sweep
+        self._next_sweep = self.now + SWEEP
         self._epoll = select.epoll()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
@@ -196,7 +193,7 @@ class SMTPThread(threading.Thread):
                 self._fault(connection)
 
     def _sweep(self) -> None:
-        self._next_sweep = self.now + self._sweep_every
+        self._next_sweep = self.now + SWEEP
         for connection in list(self._connections.values()):
             try:
                 connection.check_time(self.now)

@@ -28,6 +28,7 @@ from tests.accounting import (
     with_token,
 )
 from tests.conftest import make_schema
+from tests.faults.locks import insert_lock
 from tests.servers import Gsmtpd, MariaDB, free_port, mysql_store, wait_for
 
 RECOVERY = 5.0  # seconds
@@ -59,16 +60,6 @@ def fragile(_fragile: MariaDB) -> MariaDB:
 @pytest.fixture
 def table(fragile: MariaDB) -> MySQLTable:
     return MySQLTable(fragile, SCHEMA)
-
-
-@contextlib.contextmanager
-def insert_lock(server: MariaDB, schema: str) -> Iterator[None]:
-    """No row can be inserted meanwhile: the end of the table is locked."""
-    with server.connect(database=schema) as connection, connection.cursor() as cursor:
-        connection.begin()
-        cursor.execute("SELECT mail_id FROM new_mail WHERE mail_id > 0 FOR UPDATE")
-        yield
-        connection.rollback()
 
 
 @contextlib.contextmanager
