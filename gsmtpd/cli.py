@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import signal
-import socket
 import sys
-from collections.abc import Sequence
+import syslog
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
-from gsmtpd import __version__, app, config, daemon
+from gsmtpd import __version__, app, config, daemon, privileges, worker
 from gsmtpd.logs import SYSLOG, LogError, Logs
 from gsmtpd.master import Master
+from gsmtpd.metrics import Counters
+from gsmtpd.server.listeners import Listener, ListenError, adopt_passed, open_listeners
+from gsmtpd.server.stdio import StdioClient, StdioError
+from gsmtpd.smtp import reply
 from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.systemd import ActivationError, Notifier, passed_sockets
+from gsmtpd.workers import Setup
+
+_log = logging.getLogger(__name__)
 
 # sysexits.h
 EX_OK = 0
@@ -48,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-v", dest="verbose", action="store_true", help="log more (level debug)")
     made.add_argument("-n", dest="foreground", action="store_true",
                       help="stay in the foreground and log to stderr")  # fmt: skip
+    made.add_argument("--inetd", dest="inetd", action="store_true",
+                      help="serve one client on stdin and stdout, as inetd, xinetd or systemd's"
+                      " Accept=yes start it")  # fmt: skip
     made.add_argument("-t", dest="test", action="store_true",
                       help="check the configuration and exit")  # fmt: skip
     made.add_argument("-T", dest="dump", action="store_true",
@@ -66,94 +80,188 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run gsmtpd; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        return _run(options)
+        return _inetd(options) if options.inetd else _run(options)
     except Stop as stop:
         print(f"gsmtpd: {stop}", file=sys.stderr)
         return stop.code
 
 
-def load(
-    path: str, port: int | None = None, log: str | None = None, verbose: bool = False
-) -> config.Config:
-    """The config at `path`, its warnings said on stderr. Raises Stop."""
+def _inetd(options: argparse.Namespace) -> int:
+    """Serve the client on stdin; what goes wrong is no client's to read."""
     try:
-        loaded = config.load(path, port=port, log_file=log, verbose=verbose)
+        client = StdioClient()
+    except StdioError as error:
+        raise Stop(EX_USAGE, str(error)) from error
+    try:
+        chosen, _ = _chosen(options)
+        os.umask(UMASK)
+        return _serve_one(chosen, client)
+    except Stop as stop:
+        if not client.log_to_stderr:
+            syslog.openlog("gsmtpd", syslog.LOG_PID, syslog.LOG_MAIL)
+            syslog.syslog(syslog.LOG_ERR, str(stop))
+        with suppress(OSError):
+            client.socket.send(reply.UNAVAILABLE.wire)
+        raise
+
+
+def _serve_one(chosen: config.Config, client: StdioClient) -> int:
+    _become(chosen, _intended(chosen))
+    logs = _prepare(chosen, client.log_to_stderr)
+    logs.install()
+    counters = Counters()
+    rows = counters.take(app.threads(chosen))
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    engine = app.make_engine(chosen, [], counters, rows, logs, first=True)
+    worker.run_one(engine, client, logs)
+    return EX_OK
+
+
+def load(path: str) -> config.Config:
+    """The config at `path`, its warnings said on stderr. Raises Stop."""
+    return _said(partial(config.load, path))
+
+
+def _said(read: Callable[[], config.Config]) -> config.Config:
+    try:
+        loaded = read()
     except config.ConfigError as error:
         raise Stop(EX_CONFIG, "\ngsmtpd: ".join(error.problems)) from error
+    except privileges.PrivilegeError as error:
+        raise Stop(EX_CONFIG, str(error)) from error
     for warning in loaded.warnings:
         print(f"gsmtpd: warning: {warning}", file=sys.stderr)
     return loaded
 
 
 def _run(options: argparse.Namespace) -> int:
-    chosen = load(options.config, options.port, options.log, options.verbose)
+    chosen, load_again = _chosen(options)
     if options.dump:
         print(config.dump(chosen), end="")
         return EX_OK
+    identity = _intended(chosen)
     if options.test:
-        print(f"{options.config}: the configuration is good")
-        try:
-            app.check_store(chosen)
-        except StoreError as error:
-            print(f"gsmtpd: warning: store: {error}", file=sys.stderr)
-        return EX_OK
-    return _serve(chosen, options.foreground)
-
-
-def _serve(chosen: config.Config, foreground: bool) -> int:
+        return _test(chosen)
+    for early in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(early, signal.SIG_IGN)  # until the master takes them; they would end us
     os.umask(UMASK)
-    for unused in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(unused, signal.SIG_IGN)  # their default would end us
     _raise_descriptor_limit()
-    logs = _open_logs(chosen, foreground)
-    if chosen.store.backend == "sqlite":
-        _check_sqlite(chosen)
-    if foreground:
-        return Master(chosen, _bind(chosen), logs).run()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # asks a daemon to reload, which is still to come
+    return _serve(chosen, identity, load_again, options.foreground)
+
+
+def _chosen(options: argparse.Namespace) -> tuple[config.Config, Callable[[], config.Config]]:
+    """The config, and what reads it again. Raises Stop."""
+    # A daemon reads them again from another directory.
+    path = os.path.abspath(options.config)
+    log = os.path.abspath(options.log) if options.log else options.log
+    load_again = partial(_load, path, options.port, log, options.verbose)
+    return _said(load_again), load_again
+
+
+def _test(chosen: config.Config) -> int:
+    print(f"{chosen.path}: the configuration is good")
     try:
-        pid_file = daemon.PidFile(chosen.server.pid_file)
+        app.check_store(chosen)
+    except StoreError as error:
+        print(f"gsmtpd: warning: store: {error}", file=sys.stderr)
+    return EX_OK
+
+
+def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config.Config:
+    """The config, fit for a daemon. Raises ConfigError or PrivilegeError."""
+    loaded = config.load(path, port=port, log_file=log, verbose=verbose)
+    for secret in loaded.secret_files:
+        privileges.check_secret(secret, _identity(loaded))
+    return loaded
+
+
+def _identity(chosen: config.Config) -> privileges.Identity:
+    return privileges.intended(chosen.server.user, chosen.server.group)
+
+
+def _serve(
+    chosen: config.Config,
+    identity: privileges.Identity,
+    load_again: Callable[[], config.Config],
+    foreground: bool,
+) -> int:
+    """Bind as root, then become `identity`; all else is done as that."""
+    notifier = Notifier()
+    listeners = _bind(chosen)
+    _become(chosen, identity)
+    pid_file = None if foreground else _pid_file(chosen)
+    try:
+        setup = Setup(chosen, listeners, _prepare(chosen, foreground))
+        setup.logs.install()
+        if pid_file is None:
+            return Master(setup, load_again, notifier, foreground).run()
+        if pid_file.stale:
+            _log.warning(
+                "took over the pid file of process %s, which has not ended well", pid_file.stale
+            )
+        kept = [*setup.logs.descriptors, pid_file.descriptor]
+        say_ready = daemon.detach([*kept, *(held.socket.fileno() for held in listeners)])
+        pid_file.write()
+        return Master(
+            setup, load_again, notifier, foreground, on_ready=say_ready, in_worker=pid_file.close
+        ).run()
+    finally:
+        if pid_file is not None:
+            pid_file.remove()
+
+
+def _intended(chosen: config.Config) -> privileges.Identity:
+    try:
+        return _identity(chosen)
+    except privileges.PrivilegeError as error:
+        raise Stop(EX_CONFIG, str(error)) from error
+
+
+def _become(chosen: config.Config, identity: privileges.Identity) -> None:
+    if os.geteuid() != 0:
+        return
+    for path in (chosen.server.pid_file, chosen.server.control_socket):
+        privileges.make_directory(os.path.dirname(path), identity)
+    try:
+        privileges.become(identity)
+    except (OSError, privileges.PrivilegeError) as error:
+        raise Stop(EX_NOPERM, str(error)) from error
+
+
+def _pid_file(chosen: config.Config) -> daemon.PidFile:
+    try:
+        return daemon.PidFile(chosen.server.pid_file)
     except daemon.PidFileError as error:
         raise Stop(EX_UNAVAILABLE if error.running else EX_CANTCREAT, str(error)) from error
-    try:
-        listeners = _bind(chosen)
-    except Stop:
-        pid_file.remove()
-        raise
-    kept = [*logs.descriptors, pid_file.descriptor, *(s.fileno() for s in listeners)]
-    say_ready = daemon.detach(kept)
-    pid_file.write()
-    say_ready()
-    try:
-        return Master(chosen, listeners, logs, in_worker=pid_file.close).run()
-    finally:
-        pid_file.remove()
 
 
-def _bind(chosen: config.Config) -> list[socket.socket]:
+def _bind(chosen: config.Config) -> list[Listener]:
+    addresses = app.wanted(chosen)
     try:
-        return app.bind_listeners(chosen)
-    except app.ListenError as error:
+        passed = adopt_passed(addresses, passed_sockets())
+        return open_listeners(addresses, passed)
+    except ActivationError as error:
+        raise Stop(EX_UNAVAILABLE, str(error)) from error
+    except ListenError as error:
+        pid = daemon.runs_as(chosen.server.pid_file)
+        if pid is not None:
+            said = daemon.already_running(pid, chosen.server.pid_file)
+            raise Stop(EX_UNAVAILABLE, str(said)) from error
         raise Stop(EX_NOPERM if error.permission else EX_UNAVAILABLE, str(error)) from error
 
 
-def _open_logs(chosen: config.Config, foreground: bool) -> Logs:
-    path = chosen.log.file or ("-" if foreground else "")
-    if not path and not os.path.exists(SYSLOG):
+def _prepare(chosen: config.Config, foreground: bool) -> Logs:
+    """What must be there before the first worker: the mail file, and the logs, which it opens."""
+    if not foreground and not chosen.log.file and not os.path.exists(SYSLOG):
         print(
             f"gsmtpd: warning: no syslog at {SYSLOG}, so log lines are lost; set [log] file or -l",
             file=sys.stderr,
         )
     try:
-        return Logs(path, chosen.log.level, chosen.log.format)
+        app.prepare_store(chosen)
+        return app.make_logs(chosen, foreground)
     except LogError as error:
         raise Stop(EX_CANTCREAT, str(error)) from error
-
-
-def _check_sqlite(chosen: config.Config) -> None:
-    """Make the mail file before the fork: unlike a database server it will not come by itself."""
-    try:
-        app.check_store(chosen)
     except StorePermissionError as error:
         raise Stop(EX_NOPERM, str(error)) from error
     except StoreError as error:

@@ -65,7 +65,10 @@ class ServerConfig:
     host_name: str
     processes: int | None
     threads: int | None
+    user: str
+    group: str
     pid_file: str
+    control_socket: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +131,20 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """[log]; an empty file leaves the choice to the caller."""
+    """[log]; an empty file leaves the choice to the caller, an empty mail_file means file."""
 
     file: str
+    mail_file: str
     level: str
     format: str
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it. Two are equal where they mean the same, wherever they were read."""
+    """All of it. Two are equal where they mean the same, wherever they were read.
+
+    secret_files: the files in which a password stands; only the daemon may be able to read them.
+    """
 
     path: str = field(compare=False)
     server: ServerConfig
@@ -147,6 +154,7 @@ class Config:
     store: StoreConfig
     log: LogConfig
     warnings: tuple[str, ...] = field(compare=False)
+    secret_files: tuple[str, ...] = field(compare=False, default=())
 
 
 def load(
@@ -168,14 +176,15 @@ def load(
     _override(tree, spec, environ, report)
     _validate(tree, spec, report)
     listeners = _listeners(tree["listen"], port, report)
-    password = _password(tree["store"]["mysql"], report)
+    password, secret_file = _password(tree["store"]["mysql"], report)
     if log_file is not None:
         tree["log"]["file"] = _log_file(log_file, report)
     report.raise_problems()
     if verbose:
         tree["log"]["level"] = "debug"
     tree["store"]["mysql"]["password"] = password
-    return _build(os.path.abspath(path), tree, listeners, report)
+    made = _build(os.path.abspath(path), tree, listeners, report)
+    return replace(made, secret_files=(os.path.abspath(secret_file),) if secret_file else ())
 
 
 def dump(config: Config) -> str:
@@ -312,15 +321,16 @@ def _listeners(section: Any, port: int | None, report: Report) -> tuple[Listener
     return tuple(listeners)
 
 
-def _password(mysql: Any, report: Report) -> str:
-    """The password, from its file where one is named."""
+def _password(mysql: Any, report: Report) -> tuple[str, str]:
+    """The password, and the file it stands in: "" for none, or where the environment has it."""
     place = Place(("store", "mysql"), "password_file")
     password, file = str(mysql["password"]), mysql["password_file"]
     if not file or report.failed(place):
-        return password
+        named = password and Place(place.sections, "password") not in report.variables
+        return password, report.path if named else ""
     if password:
         report.problem(place, "stands beside password; write one of them")
-        return password
+        return password, file
     try:
         with open(file, "rb") as lines:
             password = lines.readline(MAX_FILE).rstrip(b"\r\n").decode()
@@ -332,7 +342,7 @@ def _password(mysql: Any, report: Report) -> str:
             report.problem(
                 place, f"the first line of {shown(file)} is empty; write the password there"
             )
-    return password
+    return password, file
 
 
 def _log_file(name: str, report: Report) -> str:

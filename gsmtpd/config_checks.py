@@ -7,6 +7,7 @@ is wrong and what would be right (one argument for each mistake). None of them r
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _BRACKETED = re.compile(r"\[([^][]*)\](?:(:)(.*))?", re.DOTALL)
+_MAX_SOCKET_PATH = 107  # bytes, see unix(7)
 _MAX_NAME = 253  # characters of a domain name without its last dot, RFC 1035 section 2.3.4
 
 
@@ -171,6 +173,11 @@ def text(value: str) -> str:
     return value
 
 
+def optional_text(value: str) -> str:
+    """One line, or nothing."""
+    return text(value) if value else ""
+
+
 def secret(value: str) -> str:
     """A password or nothing. No message repeats it."""
     if "\n" in value:
@@ -188,6 +195,15 @@ def path(value: str) -> str:
 def optional_path(value: str) -> str:
     """An absolute path, or nothing."""
     return path(value) if value else ""
+
+
+def socket_path(value: str) -> str:
+    """An absolute path that fits into a Unix socket's address, or nothing."""
+    if len(os.fsencode(value)) > _MAX_SOCKET_PATH:
+        raise ValidateError(
+            f"{shown(value)} is too long for a socket; write {_MAX_SOCKET_PATH} bytes at most"
+        )
+    return optional_path(value)
 
 
 def table_name(value: str) -> str:
@@ -339,8 +355,9 @@ def _either(words: tuple[str, ...]) -> str:
 CHECKS: dict[str, Callable[..., object]] = {
     check.__name__: check
     for check in (
-        number, auto_number, size, duration, choice, text, secret, path, optional_path, table_name,
-        host_name, domain_list, optional_domain, address_list, mysql_host_list,
+        number, auto_number, size, duration, choice, text, optional_text, secret, path,
+        optional_path, socket_path, table_name, host_name, domain_list, optional_domain,
+        address_list, mysql_host_list,
     )
 }  # fmt: skip
 

@@ -60,12 +60,13 @@ class Place(NamedTuple):
 class Report:
     """Collects what is wrong; knows the line of each place in the file.
 
-    lines: the first line of each place; places: the place on a line; variables: the places that
-    the environment has set, with the name of the variable; incomplete: whole sections could not
-    be read.
+    path: the file; lines: the first line of each place; places: the place on a line; variables:
+    the places that the environment has set, with the name of the variable; incomplete: whole
+    sections could not be read.
     """
 
     def __init__(self, file: str, lines: Sequence[str]) -> None:
+        self.path = file
         self._file = printable(file)
         self._problems: list[tuple[int, str]] = []
         self._failed: set[Place] = set()

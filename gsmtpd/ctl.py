@@ -1,16 +1,19 @@
-"""What can be said on gsmtpctl's command line? Look at the mail that a gsmtpd keeps."""
+"""What can be said on gsmtpctl's command line? A running gsmtpd, and its mail."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from gsmtpd import __version__, app, cli
 from gsmtpd.config import Config
+from gsmtpd.control import ControlError, ask
 from gsmtpd.storage.base import MailReader, StoredMail, StoreError, StorePermissionError
 
 _TAIL_PAUSE = 0.5  # seconds between two looks for new mail
@@ -19,12 +22,22 @@ _TAIL_PAUSE = 0.5  # seconds between two looks for new mail
 def parser() -> argparse.ArgumentParser:
     """The command line of gsmtpctl."""
     made = argparse.ArgumentParser(
-        prog="gsmtpctl", description="Look at, and look after, the mail that gsmtpd keeps."
+        prog="gsmtpctl", description="Look at, and look after, a running gsmtpd and its mail."
     )
     made.add_argument("-c", metavar="FILE", dest="config", default=cli.DEFAULT_CONFIG,
                       help="the configuration of gsmtpd (default: %(default)s)")  # fmt: skip
     made.add_argument("--version", action="version", version=f"gsmtpctl {__version__}")
     verbs = made.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+
+    status = verbs.add_parser("status", help="say how the running gsmtpd does")
+    status.add_argument("--json", action="store_true", help="as JSON, for programs")
+    status.set_defaults(run=_status)
+
+    reload = verbs.add_parser("reload", help="have it take over its configuration as it is now")
+    reload.set_defaults(run=_reload)
+
+    stop = verbs.add_parser("stop", help="stop it, and wait until it has ended")
+    stop.set_defaults(run=_stop)
 
     init = verbs.add_parser("init-db", help="print the SQL that makes the tables, or apply it")
     init.add_argument("--apply", action="store_true", help="make the tables")
@@ -70,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreError as error:
         print(f"gsmtpctl: {error}", file=sys.stderr)
         return cli.EX_NOPERM if isinstance(error, StorePermissionError) else cli.EX_UNAVAILABLE
+    except ControlError as error:
+        print(f"gsmtpctl: {error}", file=sys.stderr)
+        return cli.EX_NOPERM if error.permission else cli.EX_UNAVAILABLE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -80,6 +96,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gsmtpctl: cannot write the output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli.EX_CANTCREAT
+
+
+def _ask(config: Config, command: str, seconds: float) -> dict[str, Any] | None:
+    path = config.server.control_socket
+    if not path:
+        raise ControlError("[server] control_socket is empty, so no running gsmtpd can be asked")
+    return ask(path, command, seconds)
+
+
+def _status(options: argparse.Namespace, config: Config) -> int:
+    status = _ask(config, "status", 5.0)
+    if status is None:
+        raise ControlError("gsmtpd ended without an answer")
+    print(json.dumps(status, indent=2) if options.json else "\n".join(_said(status)))
+    return cli.EX_OK
+
+
+def _said(status: dict[str, Any]) -> Iterator[str]:
+    """The status for people."""
+    yield f"gsmtpd {status['version']}, process {status['pid']}, {status['state']}"
+    yield f"Since:      {_when(status['began'])}, {_lasting(time.time() - status['began'])}"
+    yield f"Config:     {status['config']}"
+    for listener in status["listeners"]:
+        yield f"Listening:  {listener['address']} ({listener['name']})"
+    for one in status["workers"]:
+        yield (
+            f"Worker:     {one['pid']}, {one['state']}, {_lasting(one['seconds'])},"
+            f" clients: {one['clients']}, accepted: {one['accepted']}"
+        )
+    yield f"Replaced:   {status['replaced']} workers that had died"
+    yield f"Clients:    {status['clients']} of {status['max_clients']}"
+    yield f"Sent away:  {status['turned_away']} clients, for max_clients"
+    size = status["received_bytes"]
+    yield f"Messages:   {status['accepted']} accepted ({size} bytes), {status['refused']} refused"
+    reload = status["reload"]
+    if reload is None:
+        yield "Reload:     none yet"
+    else:
+        yield f"Reload:     {_when(reload['time'])}, {'done' if reload['ok'] else 'refused:'}"
+    for problem in reload["problems"] if reload else ():
+        yield f"            {problem}"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _lasting(seconds: float) -> str:
+    """A time span as people say it: its two largest units."""
+    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} {seconds % size // smaller:.0f} {name}"
+    return f"{seconds // 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _reload(options: argparse.Namespace, config: Config) -> int:
+    done = _ask(config, "reload", 60.0)
+    if done is None or "error" in done:
+        reason = done["error"] if done else "it ended meanwhile"
+        raise ControlError(f"gsmtpd was not reloaded: {reason}")
+    if not done["ok"]:
+        for problem in done["problems"]:
+            print(f"gsmtpctl: reload refused, nothing has changed: {problem}", file=sys.stderr)
+        return cli.EX_CONFIG
+    print("reloaded")
+    return cli.EX_OK
+
+
+def _stop(options: argparse.Namespace, config: Config) -> int:
+    if _ask(config, "stop", 60.0) is not None:
+        raise ControlError("gsmtpd did not stop")
+    print("stopped")
+    return cli.EX_OK
 
 
 def _init_db(options: argparse.Namespace, config: Config) -> int:

@@ -25,30 +25,18 @@ class PidFile:
     """The file `path` with this daemon's process id, locked as long as the daemon lives.
 
     The lock, not the file, says that a daemon runs; so a stale file is simply taken over.
-    Raises PidFileError.
+    stale: the process id that such a file named, or "". Raises PidFileError.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        folder = os.path.dirname(path)
-        try:
-            if folder.startswith("/run/") and not os.path.exists(folder):
-                os.mkdir(folder, 0o755)  # /run is empty after each boot
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise self._explain(error) from error
-
-    def _explain(self, error: OSError) -> PidFileError:
-        if error.errno in (errno.EAGAIN, errno.EACCES) and hasattr(self, "descriptor"):
-            pid = os.pread(self.descriptor, 20, 0).decode("ascii", "replace").strip() or "?"
+        while True:
+            self.descriptor = _locked(path)
+            # Who held the lock before may have removed the file while we waited to open it.
+            if _names(path, self.descriptor):
+                break
             os.close(self.descriptor)
-            return PidFileError(f"gsmtpd runs already as process {pid} ({self._path})", True)
-        return PidFileError(
-            f"cannot write the pid file {self._path}: {error.strerror};"
-            " set [server] pid_file to a file in a directory that gsmtpd may write",
-            False,
-        )
+        self.stale = _content(self.descriptor)
 
     def write(self) -> None:
         """Write this process's id."""
@@ -57,12 +45,76 @@ class PidFile:
 
     def remove(self) -> None:
         """Remove the file and give up the lock."""
-        os.unlink(self._path)
-        os.close(self.descriptor)
+        try:
+            if _names(self._path, self.descriptor):
+                os.unlink(self._path)
+        except OSError:
+            os.ftruncate(self.descriptor, 0)  # the directory is not ours: leave an empty one
+        self.close()
 
     def close(self) -> None:
         """Close it in a worker: the lock stays with the master."""
         os.close(self.descriptor)
+
+
+def runs_as(path: str) -> str | None:
+    """The process id of the daemon that holds the pid file `path`, None if no daemon does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _content(descriptor) or "?"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _locked(path: str) -> int:
+    """The file `path`, open and locked. Raises PidFileError."""
+    # Never through a symbolic link: in a directory that others may write it could lead anywhere.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise _refused(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except BlockingIOError:
+        pid = _content(descriptor) or "?"
+        os.close(descriptor)
+        raise already_running(pid, path) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise _refused(path, error) from error
+
+
+def already_running(pid: str, path: str) -> PidFileError:
+    """What to say of the gsmtpd that holds the pid file `path`."""
+    return PidFileError(f"gsmtpd runs already as process {pid} ({path})", True)
+
+
+def _refused(path: str, error: OSError) -> PidFileError:
+    reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    return PidFileError(
+        f"cannot write the pid file {path}: {reason};"
+        " set [server] pid_file to a file in a directory that gsmtpd's user may write",
+        False,
+    )
+
+
+def _names(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _content(descriptor: int) -> str:
+    return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
 
 
 def detach(keep: Sequence[int]) -> Callable[[], None]:

@@ -1,4 +1,7 @@
-"""What became of each mail? One line per message or refusal, for the operator and for scripts."""
+"""What became of each mail? One line per message or refusal, for the operator and for scripts.
+
+docs/logs.md says what each line and field means.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from gsmtpd.message.row import Message
-from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.reply import Reply
+from gsmtpd.smtp.session import Refusal
 
+NO_TLS = "no"
 MAX_FIELD = 512  # octets of any one field
+_NAMED = 5  # recipients that a line names; all are counted
 _VALUE = r"[\x21\x23-\x3c\x3e-\x5b\x5d-\x7e]+"  # needs no quotes in logfmt
 _PLAIN = re.compile(_VALUE)
 _PLAIN_TEXTS = re.compile(f"helo={_VALUE} from={_VALUE} to={_VALUE}")
@@ -33,12 +38,22 @@ def _cut(value: str) -> str:
 
 def logfmt(fields: Iterable[tuple[str, object]]) -> str:
     """`fields` as one logfmt line."""
-    return " ".join([f"{name}={quote(str(value))}" for name, value in fields])
+    return " ".join([f"{name}={quote(_said(value))}" for name, value in fields])
+
+
+def _said(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def json_line(fields: Iterable[tuple[str, object]]) -> str:
     """`fields` as one line of JSON."""
-    return json.dumps({k: _cut(v) if isinstance(v, str) else v for k, v in fields})
+    return json.dumps({name: _jsonable(value) for name, value in fields})
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 3)
+    return _cut(value) if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=4)
@@ -89,12 +104,14 @@ class MailLog:
         self._enabled = enabled
         self._lines: list[str] = []
 
-    def message(self, message: Message, reply: Reply, seconds: float) -> None:
-        """A message past its final dot was answered with `reply` after `seconds`."""
+    def message(self, message: Message, reply: Reply, delay: float, tls: str = NO_TLS) -> None:
+        """A message past its final dot was answered with `reply` after `delay` seconds."""
         if not self._enabled:
             return
+        if not reply.positive:
+            self._message("refused", message, delay, tls, ("reply", str(reply)))
+            return
         envelope = message.envelope
-        event = "accepted" if reply.positive else "refused"
         if self._line is logfmt and len(envelope.recipients) == 1:
             # The line nearly every message gets, at half the price of the way below.
             texts = (
@@ -102,40 +119,39 @@ class MailLog:
             )
             if len(texts) <= MAX_FIELD and _PLAIN_TEXTS.fullmatch(texts):
                 self._lines.append(
-                    f"time={timestamp(int(time.time()))} event={event} id={message.id}"
+                    f"time={timestamp(int(time.time()))} result=accepted id={message.id}"
                     f" client={message.client_ip} {texts} recipients=1"
-                    f" size={len(message.content)} seconds={seconds:.3f} reply={reply.code}"
+                    f" size={len(message.content)} reply={reply.code} delay={delay:.3f} tls={tls}"
                 )
                 return
-        self._add(
-            event,
-            ("id", message.id),
-            ("client", message.client_ip),
-            ("helo", envelope.helo),
-            ("from", f"<{envelope.sender or ''}>"),
-            ("to", ",".join(map(str, envelope.recipients[:5]))),
-            ("recipients", len(envelope.recipients)),
-            ("size", len(message.content)),
-            ("seconds", f"{seconds:.3f}"),
-            ("reply", reply.code),
-        )
+        self._message("accepted", message, delay, tls, ("reply", str(reply.code)))
 
-    def stored_unheard(self, message: Message) -> None:
+    def stored_unheard(self, message: Message, delay: float, tls: str = NO_TLS) -> None:
         """A message was stored, but its client heard 4xx before, or had gone."""
         if self._enabled:
-            self._add("stored_unheard", ("id", message.id), ("client", message.client_ip))
+            self._message("stored_unheard", message, delay, tls)
 
-    def recipient_refused(self, client_ip: str, recipient: Mailbox, reply: Reply) -> None:
-        """RCPT for `recipient` was refused by policy."""
-        if self._enabled:
-            self._add(
-                "refused", ("client", client_ip), ("to", str(recipient)), ("reply", str(reply))
-            )
+    def refused(self, client_ip: str, refusal: Refusal, tls: str = NO_TLS) -> None:
+        """MAIL, RCPT, DATA or a message was refused by the session itself or by policy."""
+        if not self._enabled:
+            return
+        fields: list[tuple[str, object]] = [("client", client_ip)]
+        if refusal.helo:
+            fields.append(("helo", refusal.helo))
+        if refusal.sender is not None:
+            fields.append(("from", refusal.sender))
+        if refusal.recipients:
+            fields.append(("to", _names(refusal.recipients)))
+            fields.append(("recipients", len(refusal.recipients)))
+        if refusal.size is not None:
+            fields.append(("size", refusal.size))
+        self._add("refused", *fields, ("reply", str(refusal.reply)), ("tls", tls))
 
-    def closed(self, client_ip: str, reply: Reply) -> None:
-        """A session was ended from our side with `reply`."""
+    def closed(self, client_ip: str, helo: str, reply: Reply, tls: str = NO_TLS) -> None:
+        """A session was ended from our side with `reply`. helo: "" if it had said none."""
         if self._enabled:
-            self._add("closed", ("client", client_ip), ("reply", str(reply)))
+            said = [("helo", helo)] if helo else []
+            self._add("closed", ("client", client_ip), *said, ("reply", str(reply)), ("tls", tls))
 
     def flush(self) -> None:
         """Write what was gathered."""
@@ -144,6 +160,28 @@ class MailLog:
             self._lines = []
             self._write("\n".join(lines) + "\n")
 
-    def _add(self, event: str, *fields: tuple[str, object]) -> None:
-        head = (("time", timestamp(int(time.time()))), ("event", event))
+    def _message(
+        self, result: str, message: Message, delay: float, tls: str, *reply: tuple[str, object]
+    ) -> None:
+        envelope = message.envelope
+        self._add(
+            result,
+            ("id", message.id),
+            ("client", message.client_ip),
+            ("helo", envelope.helo),
+            ("from", f"<{envelope.sender or ''}>"),
+            ("to", _names(envelope.recipients)),
+            ("recipients", len(envelope.recipients)),
+            ("size", len(message.content)),
+            *reply,
+            ("delay", delay),
+            ("tls", tls),
+        )
+
+    def _add(self, result: str, *fields: tuple[str, object]) -> None:
+        head = (("time", timestamp(int(time.time()))), ("result", result))
         self._lines.append(self._line(head + fields))
+
+
+def _names(recipients: Sequence[object]) -> str:
+    return ",".join(map(str, recipients[:_NAMED]))

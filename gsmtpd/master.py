@@ -1,112 +1,361 @@
-"""Who keeps the workers alive? The master forks them, restarts the dead and stops them all."""
+"""What does the master do? It keeps the workers, and reloads and stops them when it is told to.
+
+It runs one loop over signals, its workers and the control socket; it has no thread and no
+connection to any database, so nothing of that kind is ever shared by a fork.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import selectors
 import signal
-import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from gsmtpd import app
-from gsmtpd.config import Config
-from gsmtpd.logs import Logs
-from gsmtpd.metrics import Counters
+from gsmtpd import __version__, app, worker
+from gsmtpd.config import Config, ConfigError
+from gsmtpd.control import Answer, ControlError, ControlServer
+from gsmtpd.logs import LogError
+from gsmtpd.metrics import Counter
+from gsmtpd.privileges import PrivilegeError
+from gsmtpd.server.engine import STOP_WITHIN, stacks
+from gsmtpd.server.listeners import Listener, ListenError, close_listeners, open_listeners
+from gsmtpd.signals import SignalQueue
+from gsmtpd.storage.base import StoreError
+from gsmtpd.systemd import Notifier
+from gsmtpd.workers import LOOK, Setup, Workers
 
 _log = logging.getLogger(__name__)
 
-RESTART_PAUSE = 0.5  # seconds before a dead worker is replaced
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
+READY_WITHIN = 15.0  # seconds that new workers have to begin to serve
+_SIGNALS = (*worker.SIGNALS, signal.SIGHUP, signal.SIGCHLD)
+_NEVER = float("inf")
+
+
+@dataclass
+class Reload:
+    """A reload under way. answers: whom to tell how it went. deadline: monotonic seconds."""
+
+    setup: Setup
+    answers: list[Answer]
+    deadline: float
+
+
+class NotReloadedError(Exception):
+    """The new configuration cannot be taken over. problems: one line for each thing wrong."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
 
 class Master:
-    """Runs `processes` workers on `listeners` until a stop signal.
+    """Runs the workers of `setup` until a stop signal.
 
-    in_worker: called in each new worker first, to close what is the master's alone.
+    load: reads the configuration anew; raises ConfigError or PrivilegeError. foreground: whether
+    the log is stderr where the config names none. on_ready: called once clients are served.
+    in_worker: called in each new worker, to close what is the master's alone.
     """
 
     def __init__(
         self,
-        config: Config,
-        listeners: list[socket.socket],
-        logs: Logs,
+        setup: Setup,
+        load: Callable[[], Config],
+        notifier: Notifier,
+        foreground: bool,
+        on_ready: Callable[[], None] = lambda: None,
         in_worker: Callable[[], None] = lambda: None,
     ) -> None:
-        self._config = config
-        self._listeners = listeners
-        self._logs = logs
+        self._current = setup
+        self._load = load
+        self._notifier = notifier
+        self._foreground = foreground
+        self._on_ready = on_ready
         self._in_worker = in_worker
-        self._counters: Counters = app.make_counters(config)
-        self._workers: dict[int, int] = {}  # process id → worker number
+        self._began = time.time()
+        self._reload: Reload | None = None
+        self._again: list[Answer] | None = None  # who waits for a reload after the one under way
+        self._last_reload: dict[str, Any] | None = None
+        self._stop_deadline: float | None = None  # monotonic seconds; None while there is no stop
+        self._next_look = self._next_alive = time.monotonic()
+        self._start_deadline = self._next_look + READY_WITHIN
+        self._had_terminal = _has_terminal()
+        self._selector = selectors.DefaultSelector()
+        self._signals = SignalQueue(_SIGNALS)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
+        self._control = self._open_control()
+        self._workers = Workers(
+            setup, self._selector, self._in_child, self._all_ready, self._failed
+        )
+
+    def _open_control(self) -> ControlServer | None:
+        path = self._current.config.server.control_socket
+        if not path:
+            return None
+        try:
+            return ControlServer(path, self._selector, self._asked)
+        except ControlError as error:
+            # No reason not to receive mail.
+            _log.warning("%s; gsmtpctl status, reload and stop do not reach this server", error)
+            return None
 
     def run(self) -> int:
         """Serve; returns the exit code."""
-        # Blocked before the first fork: a signal that comes early is not lost, only late.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for number in range(app.processes(self._config)):
-            self._fork(number)
-        where = ", ".join(_name(listener) for listener in self._listeners)
-        _log.info("listening on %s; worker processes: %d", where, len(self._workers))
-        while True:
-            received = signal.sigtimedwait(_SIGNALS, 1.0)
-            if received is not None and received.si_signo != signal.SIGCHLD:
-                return self._stop()
-            for number in self._reap():
-                time.sleep(RESTART_PAUSE)
-                self._fork(number)
-
-    def _fork(self, number: int) -> None:
-        for row in app.counter_rows(self._config, number):
-            self._counters.reset(row)
-        pid = os.fork()
-        if pid:
-            self._workers[pid] = number
-            return
-        code = 70
-        try:
-            self._in_worker()
-            app.Worker(self._config, self._listeners, self._counters, self._logs, number).run()
-            code = 0
-        except BaseException:
-            _log.exception("worker %d failed", os.getpid())
-        finally:
-            os._exit(code)
-
-    def _reap(self) -> list[int]:
-        """The numbers of the workers that have died."""
-        dead: list[int] = []
-        while self._workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            number = self._workers.pop(pid, None)
-            if number is not None:
-                dead.append(number)
-                code = os.waitstatus_to_exitcode(status)
-                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-                _log.error("worker %d ended %s; starting another", pid, how)
-        return dead
-
-    def _stop(self) -> int:
-        _log.info("stopping")
-        for pid in self._workers:
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + app.STOP_WITHIN + 1
-        while self._workers and time.monotonic() < deadline:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-            if pid:
-                self._workers.pop(pid, None)
-            else:
-                signal.sigtimedwait([signal.SIGCHLD], 0.1)
-        for pid in self._workers:
-            _log.error("worker %d did not stop in time; killing it", pid)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        self._workers.start(self._current)
+        self._say_listening()
+        while self._stop_deadline is None or self._workers:
+            try:
+                self._round()
+            except Exception:
+                _log.exception("fault in the master, which goes on")
+                time.sleep(0.1)
+        if self._control is not None:
+            self._control.close()
         _log.info("stopped")
         return 0
 
+    def _round(self) -> None:
+        """Wait for what comes next, and do it."""
+        due = min([self._next_look, *self._workers.next_due()])
+        for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+            key.data()
+        self._tick(time.monotonic())
 
-def _name(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def _say_listening(self) -> None:
+        where = ", ".join(map(str, self._current.listeners))
+        _log.info("listening on %s; worker processes: %d", where, self._current.processes)
+
+    def _tick(self, now: float) -> None:
+        self._workers.tick(now)
+        if self._reload is not None and now > self._reload.deadline:
+            self._give_up(f"its workers did not serve within {READY_WITHIN:g} s")
+        if now > self._start_deadline:
+            self._say_ready()
+        if now >= self._next_look:
+            self._next_look = now + LOOK
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        self._workers.look()
+        if self._control is not None:
+            self._control.sweep()
+        if self._stop_deadline is not None:
+            if now > self._stop_deadline:
+                self._stop_deadline = _NEVER
+                self._workers.kill()
+            return
+        if self._notifier.watchdog is not None and now >= self._next_alive:
+            # A look too early rather than one too late.
+            self._next_alive = now + self._notifier.watchdog - LOOK
+            self._notifier.alive()
+        total = self._workers.counters.total
+        self._notifier.status(
+            f"clients: {total(Counter.CLIENTS)}, accepted: {total(Counter.ACCEPTED)},"
+            f" refused: {total(Counter.REFUSED)}"
+        )
+
+    # Workers
+
+    def _in_child(self, setup: Setup) -> None:
+        self._signals.close()
+        self._selector.close()
+        if self._control is not None:
+            self._control.close_copies()
+        for other in (self._current, self._reload and self._reload.setup):
+            if other and other is not setup:
+                close_listeners(other.listeners, but=setup.listeners)
+                other.logs.close()
+        setup.logs.install()
+        self._in_worker()
+
+    def _all_ready(self, setup: Setup) -> None:
+        if self._reload is not None and setup is self._reload.setup:
+            self._take_over(self._reload)
+        elif setup is self._current:
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        """Once, when the first workers serve, or it has taken too long to wait any longer."""
+        if self._start_deadline is not _NEVER:
+            self._start_deadline = _NEVER
+            self._on_ready()
+            self._notifier.ready()
+
+    def _failed(self, setup: Setup, how: str) -> None:
+        if self._reload is not None and setup is self._reload.setup:
+            self._give_up(how)
+
+    # Signals
+
+    def _take_signals(self) -> None:
+        for number in self._signals.take():
+            if number == signal.SIGCHLD:
+                self._workers.reap()
+            elif number == signal.SIGHUP:
+                self._hung_up()
+            elif number == signal.SIGUSR1:
+                self._current.logs.reopen()
+                self._workers.signal(number)
+            elif number == signal.SIGUSR2:
+                self._dump()
+                self._workers.signal(number)
+            else:
+                self.stop(number.name)
+
+    def _hung_up(self) -> None:
+        """Reload; but if our terminal was closed, stop."""
+        if self._foreground and self._had_terminal and not _has_terminal():
+            self.stop("its terminal was closed")
+        else:
+            self.reload([])
+
+    def _dump(self) -> None:
+        status = self.status()
+        for name, value in status.items():
+            for one in value if isinstance(value, list) else [value]:
+                _log.warning("master %d: %s: %s", os.getpid(), name, one)
+        for line in stacks():
+            _log.warning("master %d: %s", os.getpid(), line)
+
+    # Reload
+
+    def reload(self, answers: list[Answer]) -> None:
+        """Take over the configuration as it is now; `answers` are told how it went."""
+        if self._stop_deadline is not None:
+            return
+        if self._reload is not None:
+            # The one under way may have read the file before it was changed.
+            self._again = (self._again or []) + answers
+            return
+        self._notifier.reloading()
+        try:
+            setup = self._prepare()
+        except NotReloadedError as error:
+            self._reloaded(answers, error.problems)
+            return
+        self._reload = Reload(setup, answers, time.monotonic() + READY_WITHIN)
+        if not self._workers.start(setup):
+            self._give_up("the system gives no more processes")
+
+    def _prepare(self) -> Setup:
+        """All that can be checked and opened before a worker is forked. Raises NotReloadedError."""
+        listeners: list[Listener] = []
+        held = self._current.listeners
+        try:
+            config = self._load()
+            listeners = open_listeners(app.wanted(config), held)
+            app.prepare_store(config)
+            logs = app.make_logs(config, self._foreground)
+        except ConfigError as error:
+            raise NotReloadedError(*error.problems) from error
+        except (PrivilegeError, ListenError, StoreError, LogError) as error:
+            close_listeners(listeners, but=held)
+            raise NotReloadedError(str(error)) from error
+        for warning in config.warnings:
+            _log.warning("%s", warning)
+        return Setup(config, listeners, logs)
+
+    def _take_over(self, reload: Reload) -> None:
+        """The new workers serve: have the old ones finish."""
+        old, self._current = self._current, reload.setup
+        self._reload = None
+        self._workers.keep(self._current)
+        self._current.logs.install()
+        old.logs.close()
+        close_listeners(old.listeners, but=self._current.listeners)
+        if _fixed(old.config) != _fixed(self._current.config):
+            _log.warning("[server] user, group, pid_file and control_socket change at a restart")
+        self._reloaded(reload.answers, ())
+
+    def _give_up(self, why: str) -> None:
+        """End the reload under way; the old workers never stopped serving."""
+        failed = self._reload
+        assert failed is not None
+        self._reload = None
+        self._workers.stop(failed.setup)
+        failed.setup.logs.close()
+        close_listeners(failed.setup.listeners, but=self._current.listeners)
+        self._reloaded(failed.answers, (why,))
+
+    def _reloaded(self, answers: list[Answer], problems: tuple[str, ...]) -> None:
+        """Say everywhere how a reload went."""
+        for problem in problems:
+            _log.error("reload refused, the old configuration stays: %s", problem)
+        if not problems:
+            _log.info("reloaded %s", self._current.config.path)
+            self._say_listening()
+        self._last_reload = {"time": time.time(), "ok": not problems, "problems": problems}
+        self._notifier.ready()
+        for answer in answers:
+            answer(self._last_reload)
+        if self._again is not None:
+            again, self._again = self._again, None
+            self.reload(again)
+
+    # Stop and status
+
+    def stop(self, why: str) -> None:
+        """Stop all workers gracefully, then end."""
+        if self._stop_deadline is not None:
+            return
+        _log.info("stopping: %s", why)
+        self._notifier.stopping()
+        self._stop_deadline = time.monotonic() + STOP_WITHIN + 1
+        self._workers.stop()
+        close_listeners(self._current.listeners)
+        if self._reload is not None:
+            close_listeners(self._reload.setup.listeners)
+
+    def _asked(self, command: str, answer: Answer) -> None:
+        """Do what came over the control socket."""
+        if command == "status":
+            answer(self.status())
+        elif command == "stop":
+            self.stop("gsmtpctl stop")  # the end of the connection is the answer
+        elif command != "reload":
+            answer({"error": "unknown command; there are status, reload and stop"})
+        elif self._stop_deadline is not None:
+            answer({"error": "it is stopping"})
+        else:
+            self.reload([answer])
+
+    def status(self) -> dict[str, Any]:
+        """How it does, for people and programs. Times are seconds, since 1970 where absolute."""
+        stopping = self._stop_deadline is not None
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": "stopping" if stopping else "reloading" if self._reload else "running",
+            "began": self._began,
+            "config": self._current.config.path,
+            "listeners": [
+                {"name": listener.name, "address": str(listener)}
+                for listener in (() if stopping else self._current.listeners)
+            ],
+            "workers": self._workers.status(),
+            "replaced": self._workers.replaced,
+            "max_clients": self._current.config.limits.max_clients,
+            **{
+                counter.name.lower(): self._workers.counters.total(counter)
+                for counter in Counter
+                if counter is not Counter.BEATS
+            },
+            "reload": self._last_reload,
+        }
+
+
+def _fixed(config: Config) -> tuple[str, ...]:
+    """What only a restart can change."""
+    server = config.server
+    return server.user, server.group, server.pid_file, server.control_socket
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

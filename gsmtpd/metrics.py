@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 from enum import IntEnum
 
+MAX_ROWS = 65536  # of 48 octets, and a page of memory is taken when it is first written to
+
 
 class Counter(IntEnum):
     """What is counted."""
@@ -14,17 +16,49 @@ class Counter(IntEnum):
     REFUSED = 2  # messages answered with 4xx or 5xx after their final dot
     RECEIVED_BYTES = 3  # octets of accepted messages
     TURNED_AWAY = 4  # connections answered with 421 because there were too many
+    BEATS = 5  # about one a second from a thread that is well
 
 
 class Counters:
     """A table of 64-bit integers, a row per SMTP thread, that survives a fork in shared memory.
 
-    Make it before the fork; each thread then writes its own row only, so no lock is needed.
+    Make it before the fork. The master alone takes rows and gives them back; each thread then
+    writes its own row only, so no lock is needed. Row 0 is the master's: what those counted that
+    are gone.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int = MAX_ROWS) -> None:
         self._width = len(Counter)
         self._cells = memoryview(mmap.mmap(-1, rows * self._width * 8)).cast("q")
+        # How many rows from the first on may be in use: what the sums run over.
+        self._top = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self._top[0] = 1
+        self._rows = rows
+        self._taken: set[int] = {0}
+
+    def take(self, count: int) -> range:
+        """`count` rows for a new worker's threads, one after the other. Raises MemoryError."""
+        first = 1
+        while not self._taken.isdisjoint(range(first, first + count)):
+            first += 1
+        rows = range(first, first + count)
+        if rows.stop > self._rows:
+            raise MemoryError(f"no room for the counters of {count} more SMTP threads")
+        self._taken.update(rows)
+        self._top[0] = max(self._taken) + 1
+        return rows
+
+    def give_back(self, rows: range) -> None:
+        """Take over what the owners of `rows`, who are gone, have counted; forget their clients."""
+        past = self.row(0)
+        for number in rows:
+            row = self.row(number)
+            for counter in Counter:
+                if counter not in (Counter.CLIENTS, Counter.BEATS):
+                    past[counter] += row[counter]
+                row[counter] = 0
+        self._taken.difference_update(rows)
+        self._top[0] = max(self._taken) + 1
 
     def row(self, number: int) -> memoryview[int]:
         """The row `number` (0, 1, …), to be indexed by `Counter`."""
@@ -32,8 +66,4 @@ class Counters:
 
     def total(self, counter: Counter) -> int:
         """The sum of `counter` over all rows."""
-        return sum(self._cells[counter :: self._width])
-
-    def reset(self, number: int) -> None:
-        """Forget what the dead owner of row `number` had open; what it counted stays."""
-        self._cells[number * self._width + Counter.CLIENTS] = 0
+        return sum(self._cells[counter : self._top[0] * self._width : self._width])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import getpass
 import os
 import random
 import shutil
@@ -422,6 +423,8 @@ class Gsmtpd(Server):
                 "host_name": "mx.example.com",
                 "processes": 1,
                 "pid_file": self.path / "gsmtpd.pid",
+                "control_socket": self.path / "control",
+                "user": getpass.getuser(),
             },
             "listen": {"mx": {"address": f"127.0.0.1:{self.port}"}},
             "domains": {"accept": "example.com"},

@@ -16,6 +16,8 @@ PROTOCOL = {"smtp", "message"}
 DEPARTMENTS = PROTOCOL | {"policy", "storage", "handlers", "metrics", "maillog"}
 CONFIG = {"config", "config_file", "config_checks"}
 BUILDING = DEPARTMENTS | {"server", "logs", "config"}
+SYSTEM = {"signals", "privileges", "systemd", "control"}
+RUNNING = BUILDING | SYSTEM | {"app", "worker", "workers", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
     "message": {"smtp"},
@@ -29,15 +31,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_checks": set(),
     "config_file": {"config_checks"},
     "config": {"config_file", "config_checks"},
-    "app": BUILDING,
+    "signals": set(),
+    "privileges": set(),
+    "systemd": set(),
+    "control": set(),
     "daemon": set(),
-    "master": BUILDING | {"app"},
-    "cli": BUILDING | {"app", "master", "daemon", "__init__"},
-    "ctl": BUILDING | {"app", "master", "daemon", "__init__", "cli"},
+    "app": BUILDING,
+    "worker": BUILDING - {"config"} | {"signals"},
+    "workers": BUILDING | {"app", "worker"},
+    "master": RUNNING,
+    "cli": RUNNING | {"master", "daemon"},
+    "ctl": RUNNING | {"cli"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-KNOW_CONFIG = {"cli", "ctl", "master", "app", *CONFIG}
+KNOW_CONFIG = {"cli", "ctl", "master", "workers", "app", *CONFIG}
 
 # What a room without socket, clock, log and config has no use for.
 IMPURE = {

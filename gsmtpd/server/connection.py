@@ -7,6 +7,7 @@ nothing in it blocks.
 from __future__ import annotations
 
 import socket
+from enum import IntEnum
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,14 @@ OUTCOMES: dict[Outcome, Reply] = {
 }
 
 
+class Leave(IntEnum):
+    """How a server that stops takes leave of a client; each includes those before it."""
+
+    AT_NEXT_COMMAND = 0  # 421 is the answer to whatever the client says next
+    UNASKED = 1  # unless it is in the middle of a message, it hears 421 now
+    IN_DATA = 2  # in a message as well
+
+
 class Connection:
     """One client. request: its socket. client_address: as from accept. server: who accepted it.
 
@@ -44,6 +53,7 @@ class Connection:
         "_job",
         "_lingering",
         "_send_since",
+        "_told",
         "_unsent",
         "began",
         "client_ip",
@@ -68,6 +78,7 @@ class Connection:
         self._unsent = b""
         self._send_since = 0.0
         self._lingering = False
+        self._told = False  # the mail log has a line of the refusal that ended the session
         self.interest = 0  # what epoll watches for; 0: not registered
         self.thread: SMTPThread = server.pool.current()
         self.began = self.since = self.thread.now
@@ -115,7 +126,7 @@ class Connection:
         if self._job is not job:
             # Answered by the clock, or gone; what was stored meanwhile may come again.
             if job.outcome is Outcome.STORED:
-                self.thread.maillog.stored_unheard(job.message)
+                self.thread.maillog.stored_unheard(job.message, self.thread.now - job.submitted)
             return
         self._job = None
         assert job.outcome is not None
@@ -142,10 +153,11 @@ class Connection:
         elif now - self.began > limits.session_timeout:
             self.end(reply.SESSION_TOO_LONG)
 
-    def leave(self, at_once: bool) -> None:
-        """The server stops. at_once: say so now instead of at the client's next command."""
+    def leave(self, how: Leave) -> None:
+        """The server stops: say so. A message past its final dot still gets its own answer."""
         self.session.leaving = True
-        if at_once and self._job is None and not self._lingering:
+        now = how >= (Leave.IN_DATA if self.session.state is State.DATA else Leave.UNASKED)
+        if now and self._job is None and not self._lingering:
             self.end(reply.SHUTTING_DOWN)
 
     def end(self, farewell: Reply) -> None:
@@ -154,6 +166,20 @@ class Connection:
         if self.session.farewell is None:
             self.session.close(farewell)
             self._send()
+
+    def describe(self, now: float) -> str:
+        """One line on what it does, for the log. now: monotonic seconds."""
+        doing = self.session.state.name
+        if self._job is not None:
+            doing = f"storing {self._job.message.id}"
+        elif self._unsent:
+            doing = f"not reading {len(self._unsent)} octets of replies"
+        elif self._lingering:
+            doing = "closing"
+        return (
+            f"client {self.client_ip} helo {ascii(self.session.helo)} {doing},"
+            f" for {now - self.began:.0f} s, silent for {now - self.since:.0f} s"
+        )
 
     def close(self) -> None:
         """Close the socket at once."""
@@ -167,11 +193,16 @@ class Connection:
             if isinstance(event, MessageReceived):
                 self._take(event)
                 break
-            decision = self.server.policy.recipient(event.recipient)
-            if not decision.positive:
-                self.thread.maillog.recipient_refused(self.client_ip, event.recipient, decision)
-            event = self.session.answer(decision)
+            event = self.session.answer(self.server.policy.recipient(event.recipient))
+        if self.session.refusals:
+            self._log_refusals()
         self._send()
+
+    def _log_refusals(self) -> None:
+        for refusal in self.session.refusals:
+            self.thread.maillog.refused(self.client_ip, refusal)
+            self._told = self._told or refusal.closes
+        self.session.refusals.clear()
 
     def _take(self, event: MessageReceived) -> None:
         server = self.server
@@ -224,7 +255,8 @@ class Connection:
         if farewell is reply.BYE:
             self.close()  # the client asked for it and sends nothing more
         elif not self._lingering:
-            self.thread.maillog.closed(self.client_ip, farewell)
+            if not self._told:
+                self.thread.maillog.closed(self.client_ip, self.session.helo, farewell)
             # Closing with unread input would reset the connection, and the reply with it.
             self._lingering = True
             self.since = self.thread.now

@@ -13,16 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gsmtpd.maillog import MailLog
 from gsmtpd.metrics import Counter
 from gsmtpd.smtp import reply
 
 if TYPE_CHECKING:
-    from gsmtpd.server.connection import Connection
+    from gsmtpd.server.connection import Connection, Leave
     from gsmtpd.server.tcp import SMTPServer
     from gsmtpd.storage.writer import Job
 
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks at all deadlines
 MAX_EVENTS = 512  # of one epoll_wait
+_LAST_ROUNDS = 256  # of accepting before listening ends: the whole backlog, and not for ever
 NO_DESCRIPTORS_PAUSE = 0.5  # seconds without accept after EMFILE; a ready listener would spin
 
 
@@ -82,6 +84,10 @@ class SMTPThread(threading.Thread):
     def __len__(self) -> int:
         return len(self._connections)
 
+    def connections(self) -> list[Connection]:
+        """The connections it runs now."""
+        return list(self._connections.values())
+
     @property
     def listening(self) -> bool:
         """Whether it still accepts connections."""
@@ -95,18 +101,25 @@ class SMTPThread(threading.Thread):
         self._watch_listener(server.fileno())
 
     def stop_listening(self) -> None:
-        """Accept no more connections."""
-        for fd in self._listeners:
+        """Accept no more connections than those that wait now.
+
+        EPOLLEXCLUSIVE told one process of each, and that may have been this one.
+        """
+        for fd, server in self._listeners.items():
             if fd not in self._paused:
                 self._epoll.unregister(fd)
+                with suppress(OSError):
+                    for _ in range(_LAST_ROUNDS):
+                        if not server.accept_waiting():
+                            break
         self._listeners.clear()
         self._paused.clear()
 
-    def leave(self, at_once: bool) -> None:
-        """Accept no more, and tell the clients: at their next command, or now."""
+    def leave(self, how: Leave) -> None:
+        """Accept no more, and tell the clients."""
         self.stop_listening()
         for connection in list(self._connections.values()):
-            connection.leave(at_once)
+            connection.leave(how)
 
     def adopt(self, connection: Connection) -> None:
         """Run `connection` from now on."""
@@ -184,7 +197,10 @@ class SMTPThread(threading.Thread):
         while inbox:
             item = inbox.popleft()
             if callable(item):
-                item()
+                try:
+                    item()
+                except Exception:
+                    _log.exception("fault in an SMTP thread")
                 continue
             connection: Connection = item.context  # type: ignore[assignment]
             try:
@@ -194,6 +210,7 @@ class SMTPThread(threading.Thread):
 
     def _sweep(self) -> None:
         self._next_sweep = self.now + SWEEP
+        self.counters[Counter.BEATS] += 1
         for connection in list(self._connections.values()):
             try:
                 connection.check_time(self.now)
@@ -203,8 +220,10 @@ class SMTPThread(threading.Thread):
             if self.now >= until:
                 del self._paused[fd]
                 self._watch_listener(fd)
-        for server in self._listeners.values():
+        for fd, server in self._listeners.items():
             server.service_actions()
+            if fd not in self._paused:
+                self._accept(fd)  # another process may have died with the wake-up for a client
 
     def _fault(self, connection: Connection) -> None:
         """A fault of ours: the client hears 451 and may come again."""
@@ -242,10 +261,30 @@ class SMTPThreadPool:
             return thread
         raise RuntimeError("connections are handled in SMTP threads only")
 
-    def leave(self, at_once: bool) -> None:
-        """Accept no more, and tell the clients: at their next command, or now."""
+    def serve(self, server: SMTPServer, request: Any, client_address: tuple[str, int]) -> None:
+        """Serve a client of `server` that was accepted elsewhere."""
+        taken = threading.Event()
+
+        def take() -> None:
+            server.take(request, client_address)
+            taken.set()
+
+        self._threads[0].call(take)
+        taken.wait()
+
+    def stop_listening(self) -> None:
+        """Accept no more."""
         for thread in self._threads:
-            thread.call(partial(thread.leave, at_once))
+            thread.call(thread.stop_listening)
+
+    def leave(self, how: Leave) -> None:
+        """Accept no more, and tell the clients."""
+        for thread in self._threads:
+            thread.call(partial(thread.leave, how))
+
+    def connections(self) -> list[Connection]:
+        """The connections that are open."""
+        return [connection for thread in self._threads for connection in thread.connections()]
 
     def listening(self) -> bool:
         """Whether a thread still accepts connections."""

@@ -35,8 +35,16 @@ class Limits:
     session_timeout: float = 1800.0
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket on `host` (an IPv4 or IPv6 address) and `port`. Raises OSError."""
+def share_port(listener: socket.socket, on: bool) -> None:
+    """Let, or no longer let, other sockets of this user be bound to the port beside it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, on)
+
+
+def bind(host: str, port: int, share: bool = False) -> socket.socket:
+    """A listening socket on `host` (an IPv4 or IPv6 address) and `port`. Raises OSError.
+
+    share: whether it may be bound beside others that share the port, see `share_port`.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -45,7 +53,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        share_port(listener, share)
         listener.bind((host, port))
+        share_port(listener, False)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
@@ -57,14 +67,14 @@ def bind(host: str, port: int) -> socket.socket:
 class SMTPServer(socketserver.ThreadingTCPServer):
     """Serves the connections of one listening socket from a bounded pool of SMTP threads.
 
-    listener: bound and listening. policy decides recipients. writer: None answers every message
-    with 250 and keeps nothing. clock: Unix time in seconds. rules and limits may be replaced; new
-    sessions get the new ones.
+    listener: bound and listening, or None where clients are accepted elsewhere. policy decides
+    recipients. writer: None answers every message with 250 and keeps nothing. clock: Unix time in
+    seconds. rules and limits may be replaced; new sessions get the new ones.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         pool: SMTPThreadPool,
         rules: Rules,
         limits: Limits,
@@ -75,10 +85,12 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         clock: Callable[[], float] = time.time,
     ) -> None:
         # Bound by the master, before it dropped root and forked.
-        address = listener.getsockname()[:2]
+        address = ("", 0) if listener is None else listener.getsockname()[:2]
         super().__init__(address, Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
+        self.listening = listener is not None
+        if listener is not None:
+            self.socket.close()
+            self.socket = listener
         self.pool = pool
         self.rules = rules
         self.limits = limits
@@ -89,25 +101,33 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self._counters = counters
         self._overloaded = False
 
-    def accept_waiting(self) -> None:
-        """Take the connections that wait. Raises OSError where no descriptor is left."""
+    def accept_waiting(self) -> bool:
+        """Take connections that wait; True if there may be more of them.
+
+        Raises OSError where no descriptor is left.
+        """
         for _ in range(ACCEPT_AT_ONCE):
             try:
                 request, client_address = self.get_request()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                return  # this connection's own network trouble, see accept(2)
-            try:
-                if self.verify_request(request, client_address):
-                    self.process_request(request, client_address)
-                else:
-                    self.shutdown_request(request)
-            except Exception:
-                self.handle_error(request, client_address)
+                return True  # this connection's own network trouble, see accept(2)
+            self.take(request, client_address)
+        return True
+
+    def take(self, request: Any, client_address: Any) -> None:
+        """Serve a connection that was accepted, here or elsewhere. Call it in an SMTP thread."""
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
                 self.shutdown_request(request)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for one more client; else it hears 421, never silence."""

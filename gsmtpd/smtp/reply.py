@@ -93,6 +93,7 @@ TOO_MANY_MESSAGES = Reply(421, "4.7.0", "Too many messages in one session: conne
 TIMED_OUT = Reply(421, "4.4.2", "Timed out waiting for you")
 SESSION_TOO_LONG = Reply(421, "4.4.2", "Session lasted too long")
 SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down: come back soon")
+UNAVAILABLE = Reply(421, "4.3.0", "Service not available: try again later")
 TOO_MANY_CLIENTS = Reply(421, "4.3.2", "Too many connections: come back soon")
 STORAGE_TROUBLE = Reply(451, "4.3.0", "Cannot store mail now: try again later")
 NO_SPACE = Reply(452, "4.3.1", "No space to store mail now: try again later")

@@ -24,6 +24,7 @@ MAX_LINE_WITH_PARAMETERS = 2048  # room for the parameters of MAIL and RCPT
 MAX_JUNK_LINE = 65536  # octets; who sends a longer line speaks no SMTP
 MAX_RECEIVED = 100  # Received fields, RFC 5321 section 6.3
 _HEADER_READ = 65536  # octets of a header that are looked at
+_LONG_LINE_KEPT = 1024  # octets of a line that is too long, to say later which command it was
 
 
 class Envelope(NamedTuple):
@@ -53,8 +54,27 @@ class MessageReceived(NamedTuple):
 Event = RecipientAsked | MessageReceived
 
 
+class Refusal(NamedTuple):
+    """A MAIL, RCPT, DATA or final dot that was refused, and what was known of the mail by then.
+
+    reply: what the client heard. closes: whether the session ended with it. sender: the path in
+    angle brackets, or what stood behind MAIL if that cannot be read; None before MAIL. recipients:
+    of RCPT the one that was asked for, or what stood behind RCPT. size: None if unknown.
+    """
+
+    reply: Reply
+    closes: bool
+    helo: str
+    sender: str | None
+    recipients: tuple[Mailbox | str, ...]
+    size: int | None
+
+
 class Session:
-    """One SMTP session of a server, from the greeting on; a pure machine."""
+    """One SMTP session of a server, from the greeting on; a pure machine.
+
+    refusals: for the driver to log and clear. Its own answers to messages are not among them.
+    """
 
     __slots__ = (
         "_asked",
@@ -62,6 +82,7 @@ class Session:
         "_data",
         "_errors",
         "_esmtp",
+        "_long_line",
         "_mail",
         "_messages",
         "_output",
@@ -72,6 +93,7 @@ class Session:
         "farewell",
         "helo",
         "leaving",
+        "refusals",
         "state",
     )
 
@@ -80,6 +102,7 @@ class Session:
         self._output: list[bytes] = [rules.greeting.wire]
         self._pending = b""
         self._skipped = 0  # octets dropped of a line that is too long
+        self._long_line = b""  # how that line began
         self._asked: Event | None = None
         self._data: DataReader | None = None
         self._mail = _NO_MAIL
@@ -92,6 +115,7 @@ class Session:
         self.state = State.START
         self.farewell: Reply | None = None  # why the session ends, once it does
         self.leaving = False  # set by a server that stops: 421 at the next command
+        self.refusals: list[Refusal] = []
 
     def take_output(self) -> bytes:
         """The replies since the last call, as one piece to send."""
@@ -181,6 +205,8 @@ class Session:
         if not self._skipped and len(rest) <= MAX_LINE_WITH_PARAMETERS:
             self._pending = rest
             return
+        if not self._skipped:
+            self._long_line = rest[:_LONG_LINE_KEPT]
         # Only a last CR matters of a line that is too long already.
         keep = 1 if rest.endswith(b"\r") else 0
         self._skipped += len(rest) - keep
@@ -195,17 +221,20 @@ class Session:
             self.close(reply.NOT_SMTP)
             return None
         if self._skipped or length > MAX_LINE:
-            length += self._skipped
-            self._skipped = 0
+            if self._skipped:
+                line = self._long_line
+                length += self._skipped
+                self._skipped = 0
             if length > MAX_JUNK_LINE + 2:
                 self.close(reply.LINE_TOO_LONG)
                 return None
             may = MAX_LINE_WITH_PARAMETERS if line[:4].upper() in (b"MAIL", b"RCPT") else MAX_LINE
             if length > may:
-                self._refuse(reply.LINE_TOO_LONG)
+                self._refuse(reply.LINE_TOO_LONG, line)
                 return None
         if self.leaving:
             self.close(reply.SHUTTING_DOWN)
+            self._note_command(reply.SHUTTING_DOWN, line)
             return None
         verb, _, argument = line.partition(b" ")
         command = _COMMANDS.get(verb) or _COMMANDS.get(verb.upper())
@@ -213,7 +242,7 @@ class Session:
             self._unknown(line)
             return None
         if b"\n" in argument or b"\r" in argument:
-            self._refuse(reply.BARE_NEWLINE_IN_COMMAND)
+            self._refuse(reply.BARE_NEWLINE_IN_COMMAND, line)
             return None
         return command(self, argument, more)
 
@@ -242,16 +271,18 @@ class Session:
             self._output.append((self._rules.ehlo if esmtp else self._rules.helo).wire)
 
     def _mail_from(self, argument: bytes, more: bool) -> None:
-        if self._in_order(b"MAIL"):
+        if self._in_order(b"MAIL", argument):
             text = _text(argument)
             said = parse_mail(text) if text is not None else reply.BAD_SENDER
             if isinstance(said, Reply):
-                self._refuse(said)
+                self._refuse(said, b"MAIL " + argument)
             elif said.size > self._rules.max_size:
                 if self._junk():
                     self._output.append(reply.TOO_BIG.wire)
+                self._note_command(reply.TOO_BIG, b"MAIL " + argument)
             elif self._messages >= self._rules.max_messages:
                 self.close(reply.TOO_MANY_MESSAGES)
+                self._note_command(reply.TOO_MANY_MESSAGES, b"MAIL " + argument)
             else:
                 self._mail = said
                 self._recipients = []
@@ -259,15 +290,16 @@ class Session:
                 self._output.append(reply.SENDER_OK.wire)
 
     def _rcpt_to(self, argument: bytes, more: bool) -> RecipientAsked | None:
-        if not self._in_order(b"RCPT"):
+        if not self._in_order(b"RCPT", argument):
             return None
         text = _text(argument)
         said = parse_rcpt(text, self._mail.smtputf8) if text is not None else reply.BAD_RECIPIENT
         if isinstance(said, Reply):
-            self._refuse(said)
+            self._refuse(said, b"RCPT " + argument)
         elif len(self._recipients) >= self._rules.max_recipients:
             # No error of the client's: RFC 5321 section 4.5.3.1.10 tells it to try the rest later.
             self._output.append(reply.TOO_MANY_RECIPIENTS.wire)
+            self._note(reply.TOO_MANY_RECIPIENTS, self._sender, (said,))
         else:
             return RecipientAsked(said)
         return None
@@ -277,18 +309,21 @@ class Session:
             self._recipients.append(recipient)
             self.state = State.RECIPIENTS
             self._output.append(decision.wire)
-        elif decision.code == 421:
+            return
+        if decision.code == 421:
             self.close(decision)
         elif self._junk():
             self._output.append(decision.wire)
+        self._note(decision, self._sender, (recipient,))
 
     def _data_command(self, argument: bytes, more: bool) -> None:
         if argument.strip():
-            self._refuse(reply.NO_ARGUMENT_ALLOWED)
-        elif self._in_order(b"DATA"):
+            self._refuse(reply.NO_ARGUMENT_ALLOWED, b"DATA")
+        elif self._in_order(b"DATA", argument):
             if more:
                 # RFC 2920 section 3.1: DATA is the last command of a burst.
                 self.close(reply.OUT_OF_TURN)
+                self._note_command(reply.OUT_OF_TURN, b"DATA")
                 return
             self._data = DataReader(self._rules.max_size)
             self.state = State.DATA
@@ -301,13 +336,16 @@ class Session:
         self._forget(State.READY)
         if data.too_big:
             self._output.append(reply.TOO_BIG.wire)
+            self._note(reply.TOO_BIG, _path(mail), recipients, data.size)
             return None
         content = data.content()
         if self._rules.reject_bare_newline and has_bare_newline(content):
             self.close(reply.BARE_NEWLINE)
+            self._note(reply.BARE_NEWLINE, _path(mail), recipients, data.size)
             return None
         if _received_fields(content) >= MAX_RECEIVED:
             self._output.append(reply.MAIL_LOOP.wire)
+            self._note(reply.MAIL_LOOP, _path(mail), recipients, data.size)
             return None
         envelope = Envelope(
             self.helo, self._esmtp, mail.sender, recipients, mail.smtputf8, mail.body
@@ -349,10 +387,10 @@ class Session:
 
     # What the commands share.
 
-    def _in_order(self, verb: bytes) -> bool:
+    def _in_order(self, verb: bytes, argument: bytes) -> bool:
         if (self.state, verb) in NEXT:
             return True
-        self._refuse(WHY[self.state, verb])
+        self._refuse(WHY[self.state, verb], verb + b" " + argument)
         return False
 
     def _forget(self, state: State) -> None:
@@ -360,12 +398,49 @@ class Session:
         self._mail = _NO_MAIL
         self._recipients = []
 
-    def _refuse(self, refusal: Reply) -> None:
+    def _refuse(self, refusal: Reply, line: bytes = b"") -> None:
+        """Count an error, and say so. line: the command, where it may be one that is noted."""
         self._errors += 1
         if self._errors >= self._rules.max_errors:
             self.close(reply.TOO_MANY_ERRORS)
         else:
             self._output.append(refusal.wire)
+        if line:
+            self._note_command(refusal, line)
+
+    @property
+    def _sender(self) -> str | None:
+        return _path(self._mail) if self.state >= State.SENDER else None
+
+    def _note_command(self, refusal: Reply, line: bytes) -> None:
+        """Note that the command in `line` was refused, if it is MAIL, RCPT or DATA."""
+        verb, _, argument = line.partition(b" ")
+        verb = verb.upper()
+        text = argument.decode("utf-8", "replace")
+        if verb == b"MAIL":
+            mail = parse_mail(text)
+            if isinstance(mail, Reply):
+                self._note(refusal, text)
+            else:
+                self._note(refusal, _path(mail), size=mail.size or None)
+        elif verb == b"RCPT":
+            recipient = parse_rcpt(text, self._mail.smtputf8)
+            self._note(
+                refusal, self._sender, (text if isinstance(recipient, Reply) else recipient,)
+            )
+        elif verb == b"DATA":
+            self._note(refusal, self._sender, tuple(self._recipients))
+
+    def _note(
+        self,
+        refusal: Reply,
+        sender: str | None,
+        recipients: tuple[Mailbox | str, ...] = (),
+        size: int | None = None,
+    ) -> None:
+        # The client may have heard why the session ends in place of `refusal`.
+        heard = self.farewell or refusal
+        self.refusals.append(Refusal(heard, self.closing, self.helo, sender, recipients, size))
 
     def _junk(self) -> bool:
         """Count a command that brings no mail nearer; False once there were too many."""
@@ -395,6 +470,10 @@ _COMMANDS: dict[bytes, _Handler] = {
     # A browser that was sent here may carry commands in what it posts.
     **dict.fromkeys((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"), Session._not_smtp),
 }
+
+
+def _path(mail: MailCommand) -> str:
+    return f"<{mail.sender or ''}>"
 
 
 def _text(argument: bytes) -> str | None:

@@ -110,6 +110,12 @@ class GroupCommitWriter:
         """How many messages no writer has taken yet."""
         return len(self._waiting)
 
+    def __str__(self) -> str:
+        return (
+            f"messages that wait for a writer: {self.waiting};"
+            f" writers at work: {self._writing} of {len(self._threads)}"
+        )
+
     def stop(self, timeout: float) -> bool:
         """Write what waits, then end the threads. True if all ended within `timeout` seconds."""
         with self._changed:

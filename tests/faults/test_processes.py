@@ -7,14 +7,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from gsmtpd.config import load
-from gsmtpd.logs import Logs
-from gsmtpd.master import Master
-from gsmtpd.metrics import Counter
 from tests.accounting import (
     Client,
     Gone,
@@ -110,19 +105,6 @@ def test_the_clients_of_a_killed_worker_no_longer_count() -> None:
         for client in clients:
             client.close()
         assert send(daemon.address, with_token())[0].code == 250
-
-
-def test_the_clients_of_all_its_threads_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a worker killed with max_clients in its further threads is never let in again."""
-    server = Gsmtpd({"server": {"processes": 2, "threads": 3}})
-    master = Master(load(str(server.conf)), [], cast(Logs, None))
-    counters = master._counters
-    for row in range(6):
-        counters.row(row)[Counter.CLIENTS] = 5
-    monkeypatch.setattr(os, "fork", lambda: 4711)
-    master._fork(1)
-    assert [counters.row(row)[Counter.CLIENTS] for row in range(6)] == [5, 5, 5, 0, 0, 0]
-    server.close()
 
 
 def test_a_killed_master_takes_its_workers_along() -> None:

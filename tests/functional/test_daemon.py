@@ -147,7 +147,7 @@ def test_verbose_logs_more_than_errors_only(verbose: bool) -> None:
     with Gsmtpd({"log": {"level": "error"}}, ["-v"] * verbose) as server:
         assert send(server.address, with_token())[0].code == 250
         assert server.stop() == 0
-        assert ("event=accepted" in server.log.read_text()) is verbose
+        assert ("result=accepted" in server.log.read_text()) is verbose
 
 
 def test_without_a_log_file_the_foreground_logs_to_stderr() -> None:
@@ -198,7 +198,7 @@ def test_it_can_start_with_relative_paths(tmp_path: Path) -> None:
         assert done.returncode == 0
         wait_for(server.answers)
         assert send(server.address, with_token())[0].code == 250
-        wait_for(lambda: "event=accepted" in (server.path / "relative.log").read_text())
+        wait_for(lambda: "result=accepted" in (server.path / "relative.log").read_text())
     finally:
         server.close()
 

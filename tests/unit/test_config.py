@@ -295,7 +295,10 @@ FILES = [
     ("listen = 1", "FILE:1: listen: is a section, not a key; write its name in brackets"),
     ("[limits]\nmax_sise = 1", "FILE:2: [limits] max_sise: unknown key; did you mean max_size?"),
     ("[limits]\nMax_Size = 1M", "FILE:2: [limits] Max_Size: unknown key; did you mean max_size?"),
-    ("[log]\nzzz = 1", "FILE:2: [log] zzz: unknown key; the keys here are file, level, format"),
+    (
+        "[log]\nzzz = 1",
+        "FILE:2: [log] zzz: unknown key; the keys here are file, mail_file, level, format",
+    ),
     ("[log]\nlevel = info\n[[x]]", "FILE:3: [log] [[x]]: unknown section; none fits here"),
     ("[log]\n[[level]]\nx = 1", 'FILE:2: [log] [[level]]: is a key, not a section; write "level'),
     ("[limit]", "FILE:1: [limit]: unknown section; did you mean limits?"),
@@ -423,7 +426,7 @@ def test_an_empty_file_is_all_defaults(load: Loader) -> None:
     assert loaded.listeners[0].addresses == (V4, V6)
     assert loaded.limits == config.LimitsConfig(10 << 20, 1000, 1000, 100.0, 1800.0, "accept")
     assert loaded.store.backend == "sqlite"
-    assert loaded.log == config.LogConfig("", "info", "logfmt")
+    assert loaded.log == config.LogConfig("", "", "info", "logfmt")
     assert (loaded.server.processes, loaded.server.threads) == (None, None)
 
 
@@ -623,10 +626,10 @@ def test_port_is_refused(refused: Refuser) -> None:
 
 def test_log_file_and_verbose(load: Loader, refused: Refuser) -> None:
     text = "[log]\nfile = /var/log/x\nlevel = error\n"
-    assert load(text, log_file="/y").log == config.LogConfig("/y", "error", "logfmt")
+    assert load(text, log_file="/y").log == config.LogConfig("/y", "", "error", "logfmt")
     assert load(text, log_file="y").log.file == os.path.join(os.getcwd(), "y")
     assert load(text, log_file="").log.file == ""
-    assert load(text, verbose=True).log == config.LogConfig("/var/log/x", "debug", "logfmt")
+    assert load(text, verbose=True).log == config.LogConfig("/var/log/x", "", "debug", "logfmt")
     assert refused(text, log_file="a\nb")[0].startswith("-l: ")
 
 

@@ -12,12 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsmtpd.maillog import MAX_FIELD, LineFormatter, MailLog, json_line, logfmt, quote, timestamp
+from gsmtpd.maillog import (
+    MAX_FIELD,
+    NO_TLS,
+    LineFormatter,
+    MailLog,
+    json_line,
+    logfmt,
+    quote,
+    timestamp,
+)
 from gsmtpd.message.row import Message
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.rules import Rules
+from gsmtpd.smtp.session import Envelope, Refusal
+from tests.dialogs.pure import PureClient
 
 Line = Callable[[Iterable[tuple[str, object]]], str]
 U = Mailbox("u", "example.com")
@@ -73,7 +84,7 @@ class Written:
         ('a"b', r'"a\"b"'),
         ("a\\b", r'"a\\b"'),
         ("a\nb", r'"a\nb"'),
-        ("a\r\nevent=accepted", r'"a\r\nevent=accepted"'),
+        ("a\r\nresult=accepted", r'"a\r\nresult=accepted"'),
         ("a\tb", r'"a\tb"'),
         ("\x00\x1b[31m\x7f", r'"\u0000\u001b[31m\u007f"'),
         ("ü", r'"\u00fc"'),
@@ -121,17 +132,17 @@ def test_timestamp() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "event", "code"),
-    [(reply.OK, "accepted", "250"), (reply.STORAGE_TROUBLE, "refused", "451")],
+    ("answer", "result", "said"),
+    [(reply.OK, "accepted", "250"), (reply.STORAGE_TROUBLE, "refused", str(reply.STORAGE_TROUBLE))],
 )
-def test_message(answer: Reply, event: str, code: str) -> None:
+def test_message(answer: Reply, result: str, said: str) -> None:
     written = Written()
     written.log.message(a_message(), answer, 0.0123)
     (line,) = written.lines()
     fields = parsed(line)
     assert TIME.fullmatch(fields.pop("time"))
     assert fields == {
-        "event": event,
+        "result": result,
         "id": "id1",
         "client": "192.0.2.1",
         "helo": "client.example.org",
@@ -139,8 +150,9 @@ def test_message(answer: Reply, event: str, code: str) -> None:
         "to": "u@example.com",
         "recipients": "1",
         "size": "3",
-        "seconds": "0.012",
-        "reply": code,
+        "reply": said,
+        "delay": "0.012",
+        "tls": "no",
     }
 
 
@@ -148,23 +160,24 @@ def test_message(answer: Reply, event: str, code: str) -> None:
     helo=st.one_of(st.text(max_size=20), st.text("x", min_size=440, max_size=520)),
     local=st.one_of(st.sampled_from(["u", '"a b"', "a=b", "ü"]), st.text(max_size=20)),
     null=st.booleans(),
-    seconds=st.floats(0, 1000),
+    delay=st.floats(0, 1000),
+    tls=st.sampled_from([NO_TLS, "TLSv1.3"]),
 )
 def test_ordinary_messages_have_no_other_line(
-    helo: str, local: str, null: bool, seconds: float
+    helo: str, local: str, null: bool, delay: float, tls: str
 ) -> None:
     """The short way to a line and the long one say the same."""
     message = a_message(helo)
     sender, recipient = None if null else Mailbox(local, "a"), Mailbox(local, "b")
     envelope = message.envelope._replace(sender=sender, recipients=(recipient,))
     written = Written()
-    written.log.message(message._replace(envelope=envelope), reply.OK, seconds)
+    written.log.message(message._replace(envelope=envelope), reply.OK, delay, tls)
     (line,) = written.lines()
     time, _, rest = line.partition(" ")
     assert TIME.fullmatch(time.removeprefix("time="))
     assert rest == logfmt(
         [
-            ("event", "accepted"),
+            ("result", "accepted"),
             ("id", "id1"),
             ("client", "192.0.2.1"),
             ("helo", helo),
@@ -172,8 +185,9 @@ def test_ordinary_messages_have_no_other_line(
             ("to", str(recipient)),
             ("recipients", 1),
             ("size", 3),
-            ("seconds", f"{seconds:.3f}"),
             ("reply", 250),
+            ("delay", f"{delay:.3f}"),
+            ("tls", tls),
         ]
     )
 
@@ -194,44 +208,263 @@ def test_the_null_sender() -> None:
     assert parsed(written.lines()[0])["from"] == "<>"
 
 
-def test_refused_and_closed() -> None:
+def test_stored_unheard() -> None:
+    """All that is known of the message, but no reply: there was none."""
     written = Written()
-    written.log.recipient_refused("192.0.2.1", U, reply.NOT_SERVED)
-    written.log.closed("192.0.2.1", reply.TOO_MANY_ERRORS)
-    first, second = map(parsed, written.lines())
-    assert (first["event"], first["client"], first["to"]) == (
-        "refused",
-        "192.0.2.1",
-        "u@example.com",
-    )
-    assert first["reply"] == str(reply.NOT_SERVED)
-    assert (second["event"], second["reply"]) == ("closed", str(reply.TOO_MANY_ERRORS))
+    written.log.stored_unheard(a_message(), 31.5)
+    fields = parsed(written.lines()[0])
+    assert (fields["result"], fields["id"], fields["delay"]) == ("stored_unheard", "id1", "31.500")
+    assert fields["to"] == "u@example.com"
+    assert "reply" not in fields
+
+
+def test_closed() -> None:
+    written = Written()
+    written.log.closed("192.0.2.1", "", reply.NOT_SMTP)
+    written.log.closed("192.0.2.1", "client.example.org", reply.TIMED_OUT)
+    fields = [parsed(line) for line in written.lines()]
+    for each in fields:
+        del each["time"]
+    first = {"result": "closed", "client": "192.0.2.1", "reply": str(reply.NOT_SMTP), "tls": "no"}
+    second = first | {"helo": "client.example.org", "reply": str(reply.TIMED_OUT)}
+    assert fields == [first, second]
+
+
+# Refusals: a session notes them, the log has a line for each.
+
+HELO = b"HELO h"
+MAIL = b"MAIL FROM:<sender@example.org>"
+RCPT = b"RCPT TO:<u@example.com>"
+FROM = "<sender@example.org>"
+LIMITS = Rules("mx.example.com", max_size=20, max_recipients=1, max_messages=1, max_commands=9)
+
+
+def refusals(rules: Rules, *pieces: bytes) -> list[dict[str, str]]:
+    """The lines a session leaves in the log that hears `pieces`, CRLF behind each."""
+    client = PureClient(rules)
+    for piece in pieces:
+        client.send(piece + b"\r\n")
+    written = Written()
+    for refusal in client.session.refusals:
+        written.log.refused("192.0.2.1", refusal)
+    fields = [parsed(line) for line in written.lines()]
+    for each in fields:
+        assert (each.pop("result"), each.pop("client")) == ("refused", "192.0.2.1")
+        assert each.pop("tls") == "no"
+        assert TIME.fullmatch(each.pop("time"))
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("heard", "fields"),
+    [
+        # MAIL
+        ([MAIL], {"from": FROM, "reply": reply.HELO_FIRST}),
+        ([HELO, MAIL, MAIL], {"helo": "h", "from": FROM, "reply": reply.NESTED_MAIL}),
+        (
+            [HELO, MAIL + b" SIZE=21"],
+            {"helo": "h", "from": FROM, "size": "21", "reply": reply.TOO_BIG},
+        ),
+        ([HELO, b"MAIL FROM:<>a"], {"helo": "h", "from": "FROM:<>a", "reply": reply.MAIL_SYNTAX}),
+        (
+            [HELO, b"mail FROM:<a@@b>"],
+            {"helo": "h", "from": "FROM:<a@@b>", "reply": reply.BAD_SENDER},
+        ),
+        (
+            [HELO, b"MAIL FROM:<\xff@b>"],
+            {"helo": "h", "from": "FROM:<\ufffd@b>", "reply": reply.BAD_SENDER},
+        ),
+        (
+            [HELO, "MAIL FROM:<ü@b>".encode()],
+            {"helo": "h", "from": "FROM:<ü@b>", "reply": reply.NEEDS_SMTPUTF8},
+        ),
+        (
+            [HELO, b"MAIL FROM:<> SIZE=x"],
+            {"helo": "h", "from": "FROM:<> SIZE=x", "reply": reply.BAD_PARAMETER},
+        ),
+        (
+            [HELO, b"MAIL FROM:<> RET=HDRS"],
+            {"helo": "h", "from": "FROM:<> RET=HDRS", "reply": reply.UNKNOWN_PARAMETER},
+        ),
+        (
+            [HELO, b"mail FROM:<a\n@b>"],
+            {"helo": "h", "from": "FROM:<a\n@b>", "reply": reply.BARE_NEWLINE_IN_COMMAND},
+        ),
+        (
+            [HELO, b"mail FROM:" + b"x" * 3000],
+            {"helo": "h", "from": "FROM:" + "x" * 507, "reply": reply.LINE_TOO_LONG},
+        ),
+        (
+            [HELO, MAIL, RCPT, b"DATA", b".", MAIL],
+            {"helo": "h", "from": FROM, "reply": reply.TOO_MANY_MESSAGES},
+        ),
+        # RCPT
+        ([RCPT], {"to": "u@example.com", "recipients": "1", "reply": reply.HELO_FIRST}),
+        (
+            [HELO, RCPT],
+            {"helo": "h", "to": "u@example.com", "recipients": "1", "reply": reply.MAIL_FIRST},
+        ),
+        (
+            [HELO, b"MAIL FROM:<>", b"RCPT TO:<u@example.net>"],
+            {
+                "helo": "h",
+                "from": "<>",
+                "to": "u@example.net",
+                "recipients": "1",
+                "reply": reply.NOT_SERVED,
+            },
+        ),
+        (
+            [HELO, MAIL, RCPT, b"RCPT TO:<v@example.com>"],
+            {
+                "helo": "h",
+                "from": FROM,
+                "to": "v@example.com",
+                "recipients": "1",
+                "reply": reply.TOO_MANY_RECIPIENTS,
+            },
+        ),
+        (
+            [HELO, MAIL, b"RCPT TO:<u@@example.com>"],
+            {
+                "helo": "h",
+                "from": FROM,
+                "to": "TO:<u@@example.com>",
+                "recipients": "1",
+                "reply": reply.BAD_RECIPIENT,
+            },
+        ),
+        # DATA
+        ([b"DATA"], {"reply": reply.HELO_FIRST}),
+        ([HELO, MAIL, b"DATA"], {"helo": "h", "from": FROM, "reply": reply.RCPT_FIRST}),
+        (
+            [HELO, MAIL, RCPT, b"DATA x"],
+            {
+                "helo": "h",
+                "from": FROM,
+                "to": "u@example.com",
+                "recipients": "1",
+                "reply": reply.NO_ARGUMENT_ALLOWED,
+            },
+        ),
+        (
+            [HELO, MAIL, RCPT, b"DATA\r\nNOOP"],
+            {
+                "helo": "h",
+                "from": FROM,
+                "to": "u@example.com",
+                "recipients": "1",
+                "reply": reply.OUT_OF_TURN,
+            },
+        ),
+        # The final dot
+        (
+            [HELO, MAIL, RCPT, b"DATA", b"x" * 19 + b"\r\n..\r\n."],
+            {
+                "helo": "h",
+                "from": FROM,
+                "to": "u@example.com",
+                "recipients": "1",
+                "size": "24",
+                "reply": reply.TOO_BIG,
+            },
+        ),
+    ],
+)
+def test_what_the_session_refuses(heard: list[bytes], fields: dict[str, object]) -> None:
+    assert refusals(LIMITS, *heard) == [fields | {"reply": str(fields["reply"])}]
+
+
+@pytest.mark.parametrize(
+    ("rules", "content", "said"),
+    [
+        (Rules("mx.example.com", reject_bare_newline=True), b"a\nb", reply.BARE_NEWLINE),
+        (Rules("mx.example.com"), b"\r\n".join([b"Received: x"] * 100), reply.MAIL_LOOP),
+    ],
+)
+def test_messages_that_the_session_refuses(rules: Rules, content: bytes, said: Reply) -> None:
+    found = refusals(rules, b"EHLO h", MAIL, RCPT, RCPT, b"DATA", content + b"\r\n.")
+    assert found == [
+        {
+            "helo": "h",
+            "from": FROM,
+            "to": "u@example.com,u@example.com",
+            "recipients": "2",
+            "size": str(len(content) + 2),
+            "reply": str(said),
+        }
+    ]
+
+
+def test_other_commands_leave_no_line() -> None:
+    heard = (b"FOO", b"VRFY", b"EXPN a", b"HELO", b"RSET x", b"", b"NOOP\n", b"x" * 3000)
+    assert refusals(Rules("mx.example.com"), *heard, HELO, MAIL, RCPT, b"DATA", b".") == []
+
+
+@pytest.mark.parametrize(
+    ("heard", "said"),
+    [
+        ([HELO, *[b"MAIL FROM:<a@>"] * 10], reply.TOO_MANY_ERRORS),
+        ([HELO, *[b"MAIL FROM:<> SIZE=99"] * 9], reply.TOO_MANY_COMMANDS),
+        ([HELO, MAIL, *[b"RCPT TO:<u@example.net>"] * 9], reply.TOO_MANY_COMMANDS),
+    ],
+)
+def test_the_reply_is_what_the_client_heard(heard: list[bytes], said: Reply) -> None:
+    client = PureClient(LIMITS)
+    for each in heard:
+        client.send(each + b"\r\n")
+    assert [refusal.closes for refusal in client.session.refusals[-2:]] == [False, True]
+    assert client.session.refusals[-1].reply == said
+
+
+def test_a_server_that_stops_refuses() -> None:
+    client = PureClient()
+    client.send(HELO + b"\r\n")
+    client.session.leaving = True
+    client.send(MAIL + b"\r\n")
+    (refusal,) = client.session.refusals
+    assert (refusal.reply, refusal.closes, refusal.sender) == (reply.SHUTTING_DOWN, True, FROM)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 5000])
+def test_a_long_line_is_known_however_it_comes(piece: int) -> None:
+    line = b"RCPT TO:<" + b"u" * 3000 + b"@example.com>\r\n"
+    client = PureClient()
+    client.send(HELO + b"\r\n", MAIL + b"\r\n")
+    client.send(*(line[i : i + piece] for i in range(0, len(line), piece)))
+    (refusal,) = client.session.refusals
+    assert (refusal.reply, refusal.sender) == (reply.LINE_TOO_LONG, FROM)
+    assert str(refusal.recipients[0]).startswith("TO:<uuu")
 
 
 @pytest.mark.parametrize("line", [logfmt, json_line])
 @given(helo=st.text(max_size=600), local=st.text(max_size=100))
 def test_a_client_forges_no_line(line: Line, helo: str, local: str) -> None:
     written = Written(line=line)
-    written.log.message(a_message(helo=f"x\nevent=accepted {helo}"), reply.NO_SPACE, 1.0)
-    written.log.recipient_refused("192.0.2.1", Mailbox(local, "example.com"), reply.NOT_SERVED)
+    helo = f"x\nresult=accepted {helo}"
+    written.log.message(a_message(helo), reply.NO_SPACE, 1.0)
+    recipients = (Mailbox(local, "example.com"), f"TO:<{local}>")
+    refusal = Refusal(reply.NOT_SERVED, False, helo, f"FROM:{local}", recipients, None)
+    written.log.refused("192.0.2.1", refusal)
     lines = written.lines()
     assert len(lines) == 2
     read = parsed if line is logfmt else json.loads
-    assert [read(each)["event"] for each in lines] == ["refused", "refused"]
+    assert [read(each)["result"] for each in lines] == ["refused", "refused"]
     assert all(each.isascii() and len(each.splitlines()) == 1 for each in lines)
 
 
 def test_json_keeps_numbers() -> None:
     written = Written(line=json_line)
-    written.log.message(a_message(), reply.OK, 0.5)
+    written.log.message(a_message(), reply.OK, 0.12345)
     fields = json.loads(written.lines()[0])
-    assert (fields["size"], fields["recipients"], fields["reply"]) == (3, 1, 250)
+    assert (fields["size"], fields["recipients"], fields["delay"]) == (3, 1, 0.123)
+    assert fields["reply"] == "250"  # a text, as that of a refusal
 
 
 def test_lines_are_written_together_at_flush() -> None:
     written = Written()
-    written.log.closed("192.0.2.1", reply.TIMED_OUT)
-    written.log.closed("192.0.2.2", reply.TIMED_OUT)
+    written.log.closed("192.0.2.1", "", reply.TIMED_OUT)
+    written.log.closed("192.0.2.2", "", reply.TIMED_OUT)
     assert written.texts == []
     written.log.flush()
     assert len(written.texts) == 1
@@ -243,8 +476,10 @@ def test_lines_are_written_together_at_flush() -> None:
 def test_a_log_that_is_off_gathers_nothing() -> None:
     written = Written(enabled=False)
     written.log.message(a_message(), reply.OK, 0.0)
-    written.log.recipient_refused("192.0.2.1", U, reply.NOT_SERVED)
-    written.log.closed("192.0.2.1", reply.TIMED_OUT)
+    written.log.message(a_message(), reply.NO_SPACE, 0.0)
+    written.log.stored_unheard(a_message(), 0.0)
+    written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", "<>", (U,), None))
+    written.log.closed("192.0.2.1", "h", reply.TIMED_OUT)
     assert written.lines() == []
 
 

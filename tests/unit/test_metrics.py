@@ -15,7 +15,8 @@ def test_all_begin_at_zero() -> None:
 
 
 def test_a_row_is_its_own() -> None:
-    counters = Counters(3)
+    counters = Counters(4)
+    counters.take(2)
     for number in range(3):
         row = counters.row(number)
         assert len(row) == len(Counter)
@@ -30,6 +31,7 @@ def test_a_row_is_its_own() -> None:
 
 def test_counters_are_wide() -> None:
     counters = Counters(2)
+    counters.take(1)
     counters.row(0)[Counter.RECEIVED_BYTES] = 2**62
     counters.row(1)[Counter.RECEIVED_BYTES] = 2**62
     assert counters.total(Counter.RECEIVED_BYTES) == 2**63
@@ -43,20 +45,37 @@ def test_the_numbers_of_the_counters_stay() -> None:
     assert sorted(Counter) == [*range(len(Counter))]
 
 
-def test_a_dead_owner_has_no_clients_left() -> None:
-    counters = Counters(2)
-    for number in range(2):
+def test_what_the_gone_have_counted_stays_and_their_clients_do_not() -> None:
+    counters = Counters(4)
+    first, second = counters.take(1), counters.take(2)
+    assert [*first, *second] == [1, 2, 3]
+    for number in (*first, *second):
         counters.row(number)[Counter.CLIENTS] = 5
         counters.row(number)[Counter.ACCEPTED] = 7
-    counters.reset(1)
+    counters.give_back(second)
     assert counters.total(Counter.CLIENTS) == 5
-    assert counters.total(Counter.ACCEPTED) == 14
-    assert counters.row(0)[Counter.CLIENTS] == 5
+    assert counters.total(Counter.ACCEPTED) == 21
+    assert counters.row(first[0])[Counter.CLIENTS] == 5
+
+
+def test_rows_are_used_again_and_begin_at_zero() -> None:
+    counters = Counters(6)
+    one, two, three = (counters.take(1) for _ in range(3))
+    counters.row(two[0])[Counter.BEATS] = 3
+    counters.give_back(two)
+    assert counters.take(1) == two
+    assert [*counters.row(two[0])] == [0] * len(Counter)
+    counters.give_back(one)
+    assert counters.take(2) == range(4, 6)  # one row of two would have been the second's
+    with pytest.raises(MemoryError):
+        counters.take(2)
+    assert three == range(3, 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_worker_counts_for_its_master() -> None:
     counters = Counters(2)
+    counters.take(1)
     pid = os.fork()
     if pid == 0:
         counters.row(1)[Counter.ACCEPTED] += 3

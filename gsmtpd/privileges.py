@@ -1,0 +1,111 @@
+"""Who does gsmtpd run as, and who else may read its secrets?"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+
+
+class PrivilegeError(Exception):
+    """gsmtpd cannot, or must not, run so; the text is one clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user with its group and all its groups."""
+
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def ours() -> Identity:
+    """Who we are now."""
+    uid, gid = os.geteuid(), os.getegid()
+    return Identity(str(uid), uid, gid, tuple({gid, *os.getgroups()}))
+
+
+def find(user: str, group: str) -> Identity:
+    """The identity named so; an empty `group` is the user's own. Raises PrivilegeError."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise PrivilegeError(
+            f'there is no user "{user}"; make it (adduser --system --group {user}), or set'
+            " [server] user to the user that gsmtpd is to become"
+        ) from None
+    try:
+        gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    except KeyError:
+        raise PrivilegeError(
+            f'there is no group "{group}"; make it (addgroup --system {group}), or leave'
+            " [server] group empty for the user's own"
+        ) from None
+    return Identity(user, entry.pw_uid, gid, tuple(os.getgrouplist(user, gid)))
+
+
+def intended(user: str, group: str) -> Identity:
+    """Who the daemon is going to be: only root becomes somebody else. Raises PrivilegeError."""
+    return find(user, group) if os.geteuid() == 0 else ours()
+
+
+def become(identity: Identity) -> None:
+    """Become `identity` for good. Raises PrivilegeError if that did not succeed beyond doubt."""
+    os.setgroups(list(identity.groups))
+    os.setgid(identity.gid)
+    os.setuid(identity.uid)
+    if identity.uid == 0:
+        return
+    _no_new_privileges()
+    if os.getresuid() != (identity.uid,) * 3 or os.getresgid() != (identity.gid,) * 3:
+        raise PrivilegeError(f"could not become {identity.user} for good; not going on")
+    for way_back in (os.setuid, os.seteuid):
+        try:
+            way_back(0)
+        except PermissionError:
+            continue
+        raise PrivilegeError(f"root could be had again as {identity.user}; not going on")
+
+
+def _no_new_privileges() -> None:
+    """From here on no program that is executed gains rights by set-user-ID or capabilities."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        reason = os.strerror(ctypes.get_errno())
+        raise PrivilegeError(f"cannot give up new privileges: {reason}; not going on")
+
+
+def check_secret(path: str, identity: Identity) -> None:
+    """Whether only `identity` (and root) can read the file `path`, which holds a password.
+
+    Its group may read it where that is how `identity` does: root:gsmtpd with mode 0640. Raises
+    PrivilegeError with the command that cures it.
+    """
+    status = os.stat(path)
+    mode = stat.S_IMODE(status.st_mode)
+    by_group = status.st_uid != identity.uid and status.st_gid in identity.groups
+    allowed = stat.S_IRGRP if by_group else 0
+    if mode & (stat.S_IRGRP | stat.S_IROTH) & ~allowed:
+        who = "everybody" if mode & stat.S_IROTH else "its group"
+        cure = "640" if by_group else "600"
+        raise PrivilegeError(
+            f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with:"
+            f" chmod {cure} {path}"
+        )
+
+
+def make_directory(path: str, identity: Identity) -> None:
+    """Make the directory `path` below /run for `identity`, where it is missing and we are root.
+
+    /run is empty after each boot; any other directory is the administrator's to make.
+    """
+    if os.geteuid() == 0 and path.startswith("/run/") and not os.path.exists(path):
+        os.mkdir(path, 0o755)
+        os.chown(path, identity.uid, identity.gid)

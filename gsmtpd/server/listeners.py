@@ -1,0 +1,122 @@
+"""Which sockets are listened on, and what stays when that changes?"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gsmtpd.server.tcp import bind, share_port
+
+HostPort = tuple[str, int]
+Wanted = Mapping[str, Sequence[HostPort]]  # name of a listener → its addresses
+
+
+class ListenError(Exception):
+    """An address cannot be listened on. permission: whether rights are what is missing."""
+
+    def __init__(self, text: str, permission: bool = False) -> None:
+        super().__init__(text)
+        self.permission = permission
+
+
+class Listener(NamedTuple):
+    """A listening socket. address: as it was asked for; None if the socket was passed to us."""
+
+    name: str
+    address: HostPort | None
+    socket: socket.socket
+
+    def __str__(self) -> str:
+        return _written(self.socket.getsockname())
+
+
+def adopt_passed(wanted: Wanted, passed: Iterable[tuple[str, socket.socket]]) -> list[Listener]:
+    """The sockets `passed` by the service manager, each with a name, as listeners.
+
+    Each belongs to the listener of its name; else to that of its address, or to the only one.
+    Raises ListenError.
+    """
+    return [Listener(_owner(wanted, name, held), None, held) for name, held in passed]
+
+
+def _owner(wanted: Wanted, name: str, held: socket.socket) -> str:
+    if name in wanted:
+        return name
+    address = held.getsockname()[:2]
+    for listener, addresses in wanted.items():
+        if address in addresses or len(wanted) == 1:
+            return listener
+    raise ListenError(
+        f'the socket for {_written(address)} was passed with the name "{name}", which is no'
+        f" listener; write FileDescriptorName= with one of {', '.join(wanted)} in the socket unit"
+    )
+
+
+def open_listeners(wanted: Wanted, held: Sequence[Listener] = ()) -> list[Listener]:
+    """A listening socket for all that is `wanted`: those of `held` where they fit, else new ones.
+
+    A listener with passed sockets needs none of its addresses. Raises ListenError, and then
+    nothing has changed.
+    """
+    free = list(held)
+    found: list[Listener] = []
+    try:
+        for name, addresses in wanted.items():
+            passed = [h for h in held if h.address is None and h.name == name]
+            found += passed
+            for address in addresses if not passed else ():
+                old = next((h for h in free if h.address == address), None)
+                if old is None:
+                    found.append(Listener(name, address, _bind(address, held)))
+                else:
+                    free.remove(old)
+                    found.append(old._replace(name=name))
+    except ListenError:
+        close_listeners(found, but=held)
+        raise
+    return found
+
+
+def close_listeners(listeners: Iterable[Listener], but: Iterable[Listener] = ()) -> None:
+    """Close the sockets of `listeners` that are not in `but` as well."""
+    kept = {listener.socket for listener in but}
+    for listener in listeners:
+        if listener.socket not in kept:
+            listener.socket.close()
+
+
+def _bind(address: HostPort, held: Sequence[Listener]) -> socket.socket:
+    # 127.0.0.1:25 and 0.0.0.0:25 exclude one another, and yet one may take over from the other:
+    # for that moment they share the port.
+    others = [h.socket for h in held if h.address and h.address[1] == address[1]]
+    for other in others:
+        share_port(other, True)
+    try:
+        return bind(*address, share=bool(others))
+    except OSError as error:
+        raise _explained(address, error) from error
+    finally:
+        for other in others:
+            share_port(other, False)
+
+
+def _explained(address: HostPort, error: OSError) -> ListenError:
+    where = f"cannot listen on {_written(address)}"
+    if isinstance(error, PermissionError):
+        return ListenError(
+            f"{where}: permission denied; a port below 1024 needs root at the start, or"
+            " CAP_NET_BIND_SERVICE; or choose another by -p PORT",
+            permission=True,
+        )
+    if error.errno == errno.EADDRINUSE:
+        return ListenError(f"{where}: another program listens there; stop it, or use -p PORT")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ListenError(f"{where}: this machine has no such address; see: ip address")
+    return ListenError(f"{where}: {error.strerror or error}")
+
+
+def _written(address: Sequence[object]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

@@ -1,0 +1,306 @@
+"""Which worker processes are there, and are they well? Forked, watched and replaced here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+from gsmtpd import app, worker
+from gsmtpd.config import Config
+from gsmtpd.logs import Logs
+from gsmtpd.metrics import Counter, Counters
+from gsmtpd.server.listeners import Listener
+
+_log = logging.getLogger(__name__)
+
+LOOK = 1.0  # seconds between two looks at all workers
+FIRST_PAUSE = 0.1  # seconds before a dead worker is replaced; doubled for each that fails at once
+MAX_PAUSE = 30.0
+AT_ONCE = 0.5  # seconds: a worker that does not serve as long as this has failed
+# Looks without a beat of an SMTP thread, which beats about once a second. They are counted instead
+# of seconds because the master does not look either while the whole machine sleeps or crawls.
+SILENT_AFTER = 3
+HUNG_AFTER = 15
+KILL_AFTER = 1.0  # seconds between asking a hung worker where it hangs and killing it
+
+
+class Setup(NamedTuple):
+    """What workers are made from."""
+
+    config: Config
+    listeners: list[Listener]
+    logs: Logs
+
+    @property
+    def processes(self) -> int:
+        """How many workers it has."""
+        return app.processes(self.config)
+
+
+@dataclass(eq=False)
+class Child:
+    """A worker process. number: its place among those of its setup. Times: monotonic seconds."""
+
+    pid: int
+    number: int
+    setup: Setup
+    rows: range  # its own, of the counters
+    channel: socket.socket
+    began: float
+    ready_at: float | None = None
+    leaving: bool = False  # it has been told to accept no more
+    beats: list[int] = field(default_factory=list)
+    silent: int = 0  # looks since the last beat
+    kill_at: float | None = None
+
+    @property
+    def state(self) -> str:
+        """One word for people."""
+        if self.silent >= SILENT_AFTER:
+            return "silent"
+        if self.leaving:
+            return "leaving"
+        return "starting" if self.ready_at is None else "serving"
+
+
+class Workers:
+    """The worker processes of `kept`, which are replaced when they die, and of other setups.
+
+    in_child: called in each new worker with its setup, to close what is the master's alone.
+    on_ready: called with a setup when all its workers serve. on_failed: called with a setup other
+    than `kept`, and in words how one of its workers has died.
+    """
+
+    def __init__(
+        self,
+        kept: Setup,
+        selector: selectors.BaseSelector,
+        in_child: Callable[[Setup], None],
+        on_ready: Callable[[Setup], None],
+        on_failed: Callable[[Setup, str], None],
+    ) -> None:
+        self.counters = Counters()
+        self.replaced = 0
+        self._kept: Setup | None = kept
+        self._selector = selector
+        self._in_child = in_child
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._children: dict[int, Child] = {}
+        self._restarts: dict[int, float] = {}  # number of a worker → when to fork it again
+        self._failures: dict[int, int] = {}  # number of a worker → how often it failed at once
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def start(self, setup: Setup) -> bool:
+        """Fork the workers of `setup`; False if the system does not give all of them."""
+        forked = [self._fork(setup, number) for number in range(setup.processes)]
+        return all(forked)
+
+    def keep(self, setup: Setup) -> None:
+        """From now on replace the workers of `setup`, and have all others finish."""
+        self._kept = setup
+        self._restarts.clear()
+        self._failures.clear()
+        for child in self._children.values():
+            if child.setup is not setup and not child.leaving:
+                child.leaving = True
+                with suppress(OSError):
+                    child.channel.send(worker.LEAVE)
+
+    def stop(self, setup: Setup | None = None) -> None:
+        """Have the workers of `setup`, or all for good, stop soon."""
+        if setup is None:
+            self._kept = None
+            self._restarts.clear()
+        for child in self._children.values():
+            if setup is None or child.setup is setup:
+                child.leaving = True
+                os.kill(child.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End those that have not stopped."""
+        for pid in self._children:
+            _log.error("worker %d did not stop in time; killing it", pid)
+            os.kill(pid, signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all."""
+        for pid in self._children:
+            os.kill(pid, number)
+
+    def status(self) -> list[dict[str, Any]]:
+        """How each does. Times in seconds."""
+        now = time.monotonic()
+        return [
+            {
+                "pid": child.pid,
+                "state": child.state,
+                "seconds": round(now - child.began, 1),
+                "clients": self._count(child, Counter.CLIENTS),
+                "accepted": self._count(child, Counter.ACCEPTED),
+            }
+            for child in self._children.values()
+        ]
+
+    def _count(self, child: Child, counter: Counter) -> int:
+        return sum(self.counters.row(row)[counter] for row in child.rows)
+
+    # Time
+
+    def next_due(self) -> Iterable[float]:
+        """When `tick` has something to do, in monotonic seconds."""
+        yield from self._restarts.values()
+        yield from (c.kill_at for c in self._children.values() if c.kill_at is not None)
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for number, due in list(self._restarts.items()):
+            if now >= due and self._kept is not None:
+                del self._restarts[number]
+                self._fork(self._kept, number)
+        for child in self._children.values():
+            if child.kill_at is not None and now >= child.kill_at:
+                child.kill_at = None
+                os.kill(child.pid, signal.SIGKILL)
+
+    def look(self) -> None:
+        """See whether the SMTP threads of each have beaten since the last look."""
+        for child in self._children.values():
+            beats = [self.counters.row(row)[Counter.BEATS] for row in child.rows]
+            # All must have: one thread that hangs keeps its clients waiting.
+            moved = [now != then for now, then in zip(beats, child.beats, strict=False)]
+            if all(moved):
+                child.beats = beats
+                child.silent = 0
+                continue
+            child.silent += 1
+            if child.silent == HUNG_AFTER:
+                _log.error("worker %d hangs: no sign of life for %d s", child.pid, HUNG_AFTER)
+                os.kill(child.pid, signal.SIGABRT)  # leaves in the log what its threads did
+                child.kill_at = time.monotonic() + KILL_AFTER
+
+    # Birth and death
+
+    def _fork(self, setup: Setup, number: int) -> bool:
+        rows = self.counters.take(app.threads(setup.config))
+        ours, theirs = socket.socketpair()
+        # No signal is lost between the fork and the worker's own handlers.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        pid = _forked()
+        if pid == 0:
+            ours.close()
+            self._be_worker(setup, number, rows, theirs)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        if pid < 0:
+            ours.close()
+            self.counters.give_back(rows)
+            if setup is self._kept:
+                self._restart_later(number)
+            return False
+        child = Child(pid, number, setup, rows, ours, time.monotonic())
+        self._children[pid] = child
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(child))
+        return True
+
+    def _be_worker(
+        self, setup: Setup, number: int, rows: range, channel: socket.socket
+    ) -> NoReturn:
+        """In the new process: close what is the master's, serve, end."""
+        code = 70
+        try:
+            for sibling in self._children.values():
+                sibling.channel.close()
+            self._in_child(setup)
+            engine = app.make_engine(
+                setup.config, setup.listeners, self.counters, rows, setup.logs, number == 0
+            )
+            worker.run(engine, channel, setup.logs)
+            code = 0
+        except BaseException:
+            _log.exception("worker %d failed", os.getpid())
+        finally:
+            os._exit(code)
+
+    def _heard(self, child: Child) -> None:
+        """A worker is ready, or has closed its end."""
+        try:
+            said = child.channel.recv(1)
+        except OSError:
+            said = b""
+        if said != worker.READY:
+            self._hang_up(child)
+            return
+        child.ready_at = time.monotonic()
+        serving = [c for c in self._children.values() if c.setup is child.setup and c.ready_at]
+        if len(serving) == child.setup.processes:
+            self._on_ready(child.setup)
+
+    def _hang_up(self, child: Child) -> None:
+        if child.channel.fileno() >= 0:
+            self._selector.unregister(child.channel)
+            child.channel.close()
+
+    def reap(self) -> None:
+        """Take leave of those that have ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            # As process 1 of a container we are given orphans that are no workers.
+            child = self._children.pop(pid, None)
+            if child is not None:
+                self._bury(child, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, child: Child, code: int) -> None:
+        self.counters.give_back(child.rows)
+        self._hang_up(child)
+        lived = time.monotonic() - child.began
+        how = f"worker {child.pid} ended {_how(code)} after {lived:.1f} s"
+        if child.leaving:
+            if code:
+                _log.error("%s, while it was to finish", how)
+        elif child.setup is self._kept:
+            if child.ready_at and time.monotonic() - child.ready_at >= AT_ONCE:
+                self._failures.pop(child.number, None)
+            self.replaced += 1
+            _log.error("%s; starting another in %g s", how, self._restart_later(child.number))
+        else:
+            self._on_failed(child.setup, how)
+
+    def _restart_later(self, number: int) -> float:
+        """Have a worker forked again; returns in how many seconds."""
+        failures = self._failures.get(number, 0)
+        self._failures[number] = failures + 1
+        pause = float(min(FIRST_PAUSE * 2**failures, MAX_PAUSE))
+        self._restarts[number] = time.monotonic() + pause
+        return pause
+
+
+def _forked() -> int:
+    """fork(), but for -1 where the system gives no process."""
+    try:
+        return os.fork()
+    except OSError as error:
+        _log.error("cannot start a worker: %s", error.strerror)
+        return -1
+
+
+def _how(code: int) -> str:
+    """How a process ended, in words."""
+    if code == -signal.SIGKILL:
+        return "by SIGKILL (somebody killed it, or the kernel was out of memory)"
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
