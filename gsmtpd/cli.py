@@ -8,13 +8,11 @@ import os
 import resource
 import signal
 import sys
-import syslog
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 from gsmtpd import __version__, app, config, daemon, privileges, worker
-from gsmtpd.logs import SYSLOG, LogError, Logs
+from gsmtpd.logs import SYSLOG, LogError, Logs, SysLog
 from gsmtpd.master import Master
 from gsmtpd.metrics import Counters
 from gsmtpd.server.listeners import Listener, ListenError, adopt_passed, open_listeners
@@ -91,6 +89,8 @@ def _inetd(options: argparse.Namespace) -> int:
     try:
         client = StdioClient()
     except StdioError as error:
+        if not error.log_to_stderr:
+            SysLog().write(str(error), logging.ERROR)
         raise Stop(EX_USAGE, str(error)) from error
     try:
         chosen, _ = _chosen(options)
@@ -98,10 +98,8 @@ def _inetd(options: argparse.Namespace) -> int:
         return _serve_one(chosen, client)
     except Stop as stop:
         if not client.log_to_stderr:
-            syslog.openlog("gsmtpd", syslog.LOG_PID, syslog.LOG_MAIL)
-            syslog.syslog(syslog.LOG_ERR, str(stop))
-        with suppress(OSError):
-            client.socket.send(reply.UNAVAILABLE.wire)
+            SysLog().write(str(stop), logging.ERROR)
+        client.refuse(reply.UNAVAILABLE.wire)
         raise
 
 
@@ -193,6 +191,7 @@ def _serve(
     try:
         setup = Setup(chosen, listeners, _prepare(chosen, foreground))
         setup.logs.install()
+        _warn_of_user(chosen, identity)
         if pid_file is None:
             return Master(setup, load_again, notifier, foreground).run()
         if pid_file.stale:
@@ -200,14 +199,25 @@ def _serve(
                 "took over the pid file of process %s, which has not ended well", pid_file.stale
             )
         kept = [*setup.logs.descriptors, pid_file.descriptor]
-        say_ready = daemon.detach([*kept, *(held.socket.fileno() for held in listeners)])
+        caller = daemon.detach([*kept, *(held.socket.fileno() for held in listeners)])
         pid_file.write()
         return Master(
-            setup, load_again, notifier, foreground, on_ready=say_ready, in_worker=pid_file.close
+            setup,
+            load_again,
+            notifier,
+            foreground,
+            on_ready=caller.say_ready,
+            in_worker=partial(_close, pid_file, caller),
         ).run()
     finally:
         if pid_file is not None:
             pid_file.remove()
+
+
+def _close(*masters: daemon.PidFile | daemon.Caller) -> None:
+    """In a worker: what is the master's alone."""
+    for one in masters:
+        one.close()
 
 
 def _intended(chosen: config.Config) -> privileges.Identity:
@@ -226,6 +236,19 @@ def _become(chosen: config.Config, identity: privileges.Identity) -> None:
         privileges.become(identity)
     except (OSError, privileges.PrivilegeError) as error:
         raise Stop(EX_NOPERM, str(error)) from error
+
+
+def _warn_of_user(chosen: config.Config, identity: privileges.Identity) -> None:
+    """A reload reads the configuration again, as whom we are by now."""
+    if identity.uid == 0:
+        _log.warning("running as root, as [server] user says")
+    for path in (chosen.path, *chosen.secret_files):
+        if not os.access(path, os.R_OK):
+            _log.warning(
+                "%s cannot be read as the user %s, so a reload will be refused; cure it with:"
+                " chgrp %d %s && chmod 640 %s",
+                *(path, identity.user, identity.gid, path, path),
+            )
 
 
 def _pid_file(chosen: config.Config) -> daemon.PidFile:

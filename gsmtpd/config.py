@@ -46,7 +46,7 @@ from gsmtpd.config_file import (
 __all__ = [
     "Address", "Config", "ConfigError", "DomainsConfig", "LimitsConfig", "ListenerConfig",
     "LogConfig", "MySQLConfig", "MySQLHost", "SQLiteConfig", "ServerConfig", "StoreConfig",
-    "dump", "load",
+    "control_socket", "dump", "load",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -185,6 +185,19 @@ def load(
     tree["store"]["mysql"]["password"] = password
     made = _build(os.path.abspath(path), tree, listeners, report)
     return replace(made, secret_files=(os.path.abspath(secret_file),) if secret_file else ())
+
+
+def control_socket(path: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Where the gsmtpd with the file at `path` is asked, however wrong all else in it may be.
+
+    Raises ConfigError if the file cannot be read at all.
+    """
+    tree, report = parse(path)
+    spec = _read_spec()
+    settle(tree, spec, report)
+    default = Validator(CHECKS).get_default_value(spec["server"]["control_socket"])
+    in_file = tree.get("server", {}).get("control_socket", default)
+    return str(environ.get(PREFIX + "SERVER_CONTROL_SOCKET", in_file))
 
 
 def dump(config: Config) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gsmtpd import __version__, app, cli
-from gsmtpd.config import Config
+from gsmtpd.config import ConfigError, control_socket
 from gsmtpd.control import ControlError, ask
 from gsmtpd.storage.base import MailReader, StoredMail, StoreError, StorePermissionError
 
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(cli.UMASK)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # mail may hold what this terminal cannot show
-    run: Callable[[argparse.Namespace, Config], int] = options.run
+    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        code = run(options, cli.load(options.config))
+        code = run(options)
         sys.stdout.flush()
         return code
     except cli.Stop as stop:
@@ -98,15 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli.EX_CANTCREAT
 
 
-def _ask(config: Config, command: str, seconds: float) -> dict[str, Any] | None:
-    path = config.server.control_socket
+def _ask(options: argparse.Namespace, command: str, seconds: float) -> dict[str, Any] | None:
+    """The answer of the running gsmtpd; its configuration may have been broken meanwhile."""
+    try:
+        path = control_socket(options.config)
+    except ConfigError as error:
+        raise cli.Stop(cli.EX_CONFIG, str(error)) from error
     if not path:
         raise ControlError("[server] control_socket is empty, so no running gsmtpd can be asked")
     return ask(path, command, seconds)
 
 
-def _status(options: argparse.Namespace, config: Config) -> int:
-    status = _ask(config, "status", 5.0)
+def _status(options: argparse.Namespace) -> int:
+    status = _ask(options, "status", 5.0)
     if status is None:
         raise ControlError("gsmtpd ended without an answer")
     print(json.dumps(status, indent=2) if options.json else "\n".join(_said(status)))
@@ -151,8 +155,8 @@ def _lasting(seconds: float) -> str:
     return f"{seconds // 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def _reload(options: argparse.Namespace, config: Config) -> int:
-    done = _ask(config, "reload", 60.0)
+def _reload(options: argparse.Namespace) -> int:
+    done = _ask(options, "reload", 60.0)
     if done is None or "error" in done:
         reason = done["error"] if done else "it ended meanwhile"
         raise ControlError(f"gsmtpd was not reloaded: {reason}")
@@ -164,14 +168,15 @@ def _reload(options: argparse.Namespace, config: Config) -> int:
     return cli.EX_OK
 
 
-def _stop(options: argparse.Namespace, config: Config) -> int:
-    if _ask(config, "stop", 60.0) is not None:
+def _stop(options: argparse.Namespace) -> int:
+    if _ask(options, "stop", 60.0) is not None:
         raise ControlError("gsmtpd did not stop")
     print("stopped")
     return cli.EX_OK
 
 
-def _init_db(options: argparse.Namespace, config: Config) -> int:
+def _init_db(options: argparse.Namespace) -> int:
+    config = cli.load(options.config)
     if options.apply:
         print(app.make_tables(config))
         return cli.EX_OK
@@ -180,7 +185,8 @@ def _init_db(options: argparse.Namespace, config: Config) -> int:
     return cli.EX_OK
 
 
-def _list(options: argparse.Namespace, config: Config) -> int:
+def _list(options: argparse.Namespace) -> int:
+    config = cli.load(options.config)
     reader = app.make_reader(config)
     mails = reader.recent(options.limit)
     reader.close()
@@ -193,7 +199,8 @@ def _list(options: argparse.Namespace, config: Config) -> int:
     return cli.EX_OK
 
 
-def _show(options: argparse.Namespace, config: Config) -> int:
+def _show(options: argparse.Namespace) -> int:
+    config = cli.load(options.config)
     reader = app.make_reader(config)
     found = reader.mail(options.id)
     reader.close()
@@ -220,7 +227,8 @@ def _show(options: argparse.Namespace, config: Config) -> int:
     return cli.EX_OK
 
 
-def _tail(options: argparse.Namespace, config: Config) -> int:
+def _tail(options: argparse.Namespace) -> int:
+    config = cli.load(options.config)
     reader = app.make_reader(config)
     mails = reader.recent(max(options.limit, 1))
     seen = mails[-1].mail_id if mails else 0

@@ -6,7 +6,8 @@ import errno
 import fcntl
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 from daemon import DaemonContext  # type: ignore[import-untyped]
 
@@ -117,11 +118,30 @@ def _content(descriptor: int) -> str:
     return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
 
 
-def detach(keep: Sequence[int]) -> Callable[[], None]:
+class Caller:
+    """The process that has started the daemon, and waits until that is ready."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def say_ready(self) -> None:
+        """Let it end, with exit code 0."""
+        with suppress(OSError):  # it does not wait any more
+            os.write(self._descriptor, b"1")
+        self.close()
+
+    def close(self) -> None:
+        """Forget it; in a worker, so that only the master is waited for."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def detach(keep: Sequence[int]) -> Caller:
     """Go into the background; of the open descriptors only `keep` stay.
 
-    Returns in the daemon, with what it must call once it is ready: until then the process that
-    called waits, and it exits with 0, or with 70 if the daemon ended before.
+    Returns in the daemon. The process that called waits for it, and exits with 0 once it is
+    ready, or with 70 if it ended before.
     """
     ended, ready = os.pipe()
     if os.fork():
@@ -138,9 +158,4 @@ def detach(keep: Sequence[int]) -> Callable[[], None]:
         detach_process=True,
         signal_map={},
     ).open()
-
-    def say_ready() -> None:
-        os.write(ready, b"1")
-        os.close(ready)
-
-    return say_ready
+    return Caller(ready)

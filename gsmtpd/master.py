@@ -263,6 +263,7 @@ class Master:
         old, self._current = self._current, reload.setup
         self._reload = None
         self._workers.keep(self._current)
+        self._say_ready()
         self._current.logs.install()
         old.logs.close()
         close_listeners(old.listeners, but=self._current.listeners)

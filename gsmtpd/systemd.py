@@ -103,4 +103,6 @@ def _listening(descriptor: int, name: str) -> socket.socket:
             " socket unit, or use gsmtpd --inetd for Accept=yes"
         )
     passed.set_inheritable(False)
+    passed.setblocking(False)
+    passed.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as those that we bind
     return passed

@@ -383,7 +383,8 @@ class Load:
     """Clients that send one mail after the other, each until it is acknowledged.
 
     On entry they start; on leaving each brings its last mail home and ends. A mail that is refused
-    for now, or whose connection is lost, is tried again. make: makes the next mail.
+    for now, or whose connection is lost, is tried again. make: makes the next mail. refused: how
+    many connections were refused.
     """
 
     def __init__(
@@ -398,6 +399,7 @@ class Load:
         self._ledger = ledger
         self._make = make
         self._pause = pause
+        self.refused = 0
         self._stop = threading.Event()
         self._given_up = threading.Event()
         self._failures: list[BaseException] = []
@@ -435,7 +437,8 @@ class Load:
                 try:
                     with Client(self._address) as client:
                         mail = self._send(client.hello(), mail)
-                except (Gone, OSError):
+                except (Gone, OSError) as error:
+                    self.refused += isinstance(error, ConnectionRefusedError)
                     time.sleep(0.05)
         except BaseException as failure:
             self._failures.append(failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import threading
@@ -10,29 +11,43 @@ from contextlib import suppress
 
 LOCAL = ("127.0.0.1", 0)  # the address of a client without one: a pipe, or a terminal
 _PIECE = 65536
+_FLUSH = 5.0  # seconds that the reader of a pipe has for the last reply
 
 
 class StdioError(Exception):
-    """There is no client on stdin; the text is one clear line."""
+    """There is no client on stdin; the text is one clear line. log_to_stderr: see StdioClient."""
+
+    def __init__(self, text: str, log_to_stderr: bool) -> None:
+        super().__init__(text)
+        self.log_to_stderr = log_to_stderr
 
 
 class StdioClient:
     """Takes the client from stdin and stdout, which lead nowhere afterwards. Raises StdioError.
 
-    socket, address: as from accept. log_to_stderr: whether stderr is another place than the
-    client: xinetd gives a program its client as all three.
+    socket, address: as from accept. log_to_stderr: whether stderr is there and is another place
+    than the client: xinetd gives a program its client as all three.
     """
 
     def __init__(self) -> None:
-        self.log_to_stderr = not (_same(0, 2) or _same(1, 2))
+        self.log_to_stderr = _same(2, 2) and not (_same(0, 2) or _same(1, 2))
         self._copiers: list[threading.Thread] = []
-        source, sink = os.dup(0), os.dup(1)
+        source, sink = self._moved(0), self._moved(1)
         # Whatever prints from here on must not be taken for a reply.
         nowhere = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1) if self.log_to_stderr else (0, 1, 2):
             os.dup2(nowhere, standard)
         os.close(nowhere)
         self.socket, self.address = self._joined(source, sink)
+
+    def _moved(self, standard: int) -> int:
+        try:
+            return fcntl.fcntl(standard, fcntl.F_DUPFD_CLOEXEC, 3)
+        except OSError as error:
+            raise StdioError(
+                "stdin or stdout is closed; gsmtpd --inetd needs a client there",
+                self.log_to_stderr,
+            ) from error
 
     def _joined(self, source: int, sink: int) -> tuple[socket.socket, tuple[str, int]]:
         try:
@@ -44,10 +59,12 @@ class StdioClient:
             address = client.getpeername()
         except OSError as error:
             if error.errno != errno.ENOTCONN:
-                raise StdioError(f"the client on stdin is gone: {error.strerror}") from error
+                text = f"the client on stdin is gone: {error.strerror}"
+                raise StdioError(text, self.log_to_stderr) from error
             raise StdioError(
                 "stdin is a socket without a client; start gsmtpd --inetd for each connection:"
-                " wait = no in xinetd, nowait in inetd.conf, Accept=yes in a systemd socket"
+                " wait = no in xinetd, nowait in inetd.conf, Accept=yes in a systemd socket",
+                self.log_to_stderr,
             ) from error
         if client.family not in (socket.AF_INET, socket.AF_INET6):
             return client, LOCAL
@@ -59,6 +76,7 @@ class StdioClient:
         """A socket that is joined to the descriptors by a thread for each direction."""
         ours, theirs = socket.socketpair()
         for copy, descriptor in ((_copy_in, source), (_copy_out, sink)):
+            os.set_blocking(descriptor, True)
             thread = threading.Thread(target=copy, args=(descriptor, theirs), daemon=True)
             self._copiers.append(thread)
         return ours
@@ -69,9 +87,17 @@ class StdioClient:
             copier.start()
 
     def finish(self) -> None:
-        """Wait until the last reply is written."""
+        """Wait until the last reply is written; not for ever, as some do not read it."""
         if self._copiers:
-            self._copiers[-1].join()
+            self._copiers[-1].join(_FLUSH)
+
+    def refuse(self, farewell: bytes) -> None:
+        """Say `farewell` in place of a greeting, and hang up."""
+        with suppress(OSError):
+            self.socket.send(farewell)
+        self.socket.close()
+        self.start()
+        self.finish()
 
 
 def _same(one: int, other: int) -> bool:
@@ -94,3 +120,5 @@ def _copy_out(sink: int, source: socket.socket) -> None:
         while octets := source.recv(_PIECE):
             while octets:
                 octets = octets[os.write(sink, octets) :]
+    with suppress(OSError):
+        source.shutdown(socket.SHUT_RDWR)  # who does not hear us has gone
