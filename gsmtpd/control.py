@@ -114,7 +114,7 @@ class ControlServer:
 def _command(line: bytes) -> str:
     try:
         request = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return str(request.get("command", "")) if isinstance(request, dict) else ""
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from gsmtpd.message.row import Message
+from gsmtpd.smtp.refusal import Refusal
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.smtp.session import Refusal
 
 NO_TLS = "no"
 MAX_FIELD = 512  # octets of any one field
@@ -138,13 +138,13 @@ class MailLog:
         fields: list[tuple[str, object]] = [("client", client_ip)]
         if refusal.helo:
             fields.append(("helo", refusal.helo))
-        if refusal.sender is not None:
-            fields.append(("from", refusal.sender))
-        if refusal.recipients:
-            fields.append(("to", _names(refusal.recipients)))
-            fields.append(("recipients", len(refusal.recipients)))
-        if refusal.size is not None:
-            fields.append(("size", refusal.size))
+        if refusal.about.sender is not None:
+            fields.append(("from", refusal.about.sender))
+        if refusal.about.recipients:
+            fields.append(("to", _names(refusal.about.recipients)))
+            fields.append(("recipients", len(refusal.about.recipients)))
+        if refusal.about.size is not None:
+            fields.append(("size", refusal.about.size))
         self._add("refused", *fields, ("reply", str(refusal.reply)), ("tls", tls))
 
     def closed(self, client_ip: str, helo: str, reply: Reply, tls: str = NO_TLS) -> None:

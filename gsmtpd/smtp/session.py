@@ -15,6 +15,7 @@ from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.command import MailCommand, parse_mail, parse_rcpt
 from gsmtpd.smtp.framing import DataReader, has_bare_newline
+from gsmtpd.smtp.refusal import About, Refusal, about, sender_of
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.smtp.states import NEXT, WHY, State
@@ -52,22 +53,6 @@ class MessageReceived(NamedTuple):
 
 
 Event = RecipientAsked | MessageReceived
-
-
-class Refusal(NamedTuple):
-    """A MAIL, RCPT, DATA or final dot that was refused, and what was known of the mail by then.
-
-    reply: what the client heard. closes: whether the session ended with it. sender: the path in
-    angle brackets, or what stood behind MAIL if that cannot be read; None before MAIL. recipients:
-    of RCPT the one that was asked for, or what stood behind RCPT. size: None if unknown.
-    """
-
-    reply: Reply
-    closes: bool
-    helo: str
-    sender: str | None
-    recipients: tuple[Mailbox | str, ...]
-    size: int | None
 
 
 class Session:
@@ -299,7 +284,7 @@ class Session:
         elif len(self._recipients) >= self._rules.max_recipients:
             # No error of the client's: RFC 5321 section 4.5.3.1.10 tells it to try the rest later.
             self._output.append(reply.TOO_MANY_RECIPIENTS.wire)
-            self._note(reply.TOO_MANY_RECIPIENTS, self._sender, (said,))
+            self._note(reply.TOO_MANY_RECIPIENTS, About(sender_of(self._mail), (said,)))
         else:
             return RecipientAsked(said)
         return None
@@ -314,7 +299,7 @@ class Session:
             self.close(decision)
         elif self._junk():
             self._output.append(decision.wire)
-        self._note(decision, self._sender, (recipient,))
+        self._note(decision, About(sender_of(self._mail), (recipient,)))
 
     def _data_command(self, argument: bytes, more: bool) -> None:
         if argument.strip():
@@ -336,16 +321,16 @@ class Session:
         self._forget(State.READY)
         if data.too_big:
             self._output.append(reply.TOO_BIG.wire)
-            self._note(reply.TOO_BIG, _path(mail), recipients, data.size)
+            self._note(reply.TOO_BIG, About(sender_of(mail), recipients, data.size))
             return None
         content = data.content()
         if self._rules.reject_bare_newline and has_bare_newline(content):
             self.close(reply.BARE_NEWLINE)
-            self._note(reply.BARE_NEWLINE, _path(mail), recipients, data.size)
+            self._note(reply.BARE_NEWLINE, About(sender_of(mail), recipients, data.size))
             return None
         if _received_fields(content) >= MAX_RECEIVED:
             self._output.append(reply.MAIL_LOOP.wire)
-            self._note(reply.MAIL_LOOP, _path(mail), recipients, data.size)
+            self._note(reply.MAIL_LOOP, About(sender_of(mail), recipients, data.size))
             return None
         envelope = Envelope(
             self.helo, self._esmtp, mail.sender, recipients, mail.smtputf8, mail.body
@@ -409,38 +394,19 @@ class Session:
             self._note_command(refusal, line)
 
     @property
-    def _sender(self) -> str | None:
-        return _path(self._mail) if self.state >= State.SENDER else None
+    def _transaction(self) -> MailCommand | None:
+        return self._mail if self.state >= State.SENDER else None
 
     def _note_command(self, refusal: Reply, line: bytes) -> None:
         """Note that the command in `line` was refused, if it is MAIL, RCPT or DATA."""
-        verb, _, argument = line.partition(b" ")
-        verb = verb.upper()
-        text = argument.decode("utf-8", "replace")
-        if verb == b"MAIL":
-            mail = parse_mail(text)
-            if isinstance(mail, Reply):
-                self._note(refusal, text)
-            else:
-                self._note(refusal, _path(mail), size=mail.size or None)
-        elif verb == b"RCPT":
-            recipient = parse_rcpt(text, self._mail.smtputf8)
-            self._note(
-                refusal, self._sender, (text if isinstance(recipient, Reply) else recipient,)
-            )
-        elif verb == b"DATA":
-            self._note(refusal, self._sender, tuple(self._recipients))
+        what = about(line, self._transaction, tuple(self._recipients))
+        if what is not None:
+            self._note(refusal, what)
 
-    def _note(
-        self,
-        refusal: Reply,
-        sender: str | None,
-        recipients: tuple[Mailbox | str, ...] = (),
-        size: int | None = None,
-    ) -> None:
+    def _note(self, refusal: Reply, what: About) -> None:
         # The client may have heard why the session ends in place of `refusal`.
         heard = self.farewell or refusal
-        self.refusals.append(Refusal(heard, self.closing, self.helo, sender, recipients, size))
+        self.refusals.append(Refusal(heard, self.closing, self.helo, what))
 
     def _junk(self) -> bool:
         """Count a command that brings no mail nearer; False once there were too many."""
@@ -470,10 +436,6 @@ _COMMANDS: dict[bytes, _Handler] = {
     # A browser that was sent here may carry commands in what it posts.
     **dict.fromkeys((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"), Session._not_smtp),
 }
-
-
-def _path(mail: MailCommand) -> str:
-    return f"<{mail.sender or ''}>"
 
 
 def _text(argument: bytes) -> str | None:

@@ -25,9 +25,10 @@ from gsmtpd.maillog import (
 from gsmtpd.message.row import Message
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
+from gsmtpd.smtp.refusal import About, Refusal
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Envelope, Refusal
+from gsmtpd.smtp.session import Envelope
 from tests.dialogs.pure import PureClient
 
 Line = Callable[[Iterable[tuple[str, object]]], str]
@@ -423,7 +424,11 @@ def test_a_server_that_stops_refuses() -> None:
     client.session.leaving = True
     client.send(MAIL + b"\r\n")
     (refusal,) = client.session.refusals
-    assert (refusal.reply, refusal.closes, refusal.sender) == (reply.SHUTTING_DOWN, True, FROM)
+    assert (refusal.reply, refusal.closes, refusal.about.sender) == (
+        reply.SHUTTING_DOWN,
+        True,
+        FROM,
+    )
 
 
 @pytest.mark.parametrize("piece", [1, 100, 5000])
@@ -433,8 +438,8 @@ def test_a_long_line_is_known_however_it_comes(piece: int) -> None:
     client.send(HELO + b"\r\n", MAIL + b"\r\n")
     client.send(*(line[i : i + piece] for i in range(0, len(line), piece)))
     (refusal,) = client.session.refusals
-    assert (refusal.reply, refusal.sender) == (reply.LINE_TOO_LONG, FROM)
-    assert str(refusal.recipients[0]).startswith("TO:<uuu")
+    assert (refusal.reply, refusal.about.sender) == (reply.LINE_TOO_LONG, FROM)
+    assert str(refusal.about.recipients[0]).startswith("TO:<uuu")
 
 
 @pytest.mark.parametrize("line", [logfmt, json_line])
@@ -444,7 +449,7 @@ def test_a_client_forges_no_line(line: Line, helo: str, local: str) -> None:
     helo = f"x\nresult=accepted {helo}"
     written.log.message(a_message(helo), reply.NO_SPACE, 1.0)
     recipients = (Mailbox(local, "example.com"), f"TO:<{local}>")
-    refusal = Refusal(reply.NOT_SERVED, False, helo, f"FROM:{local}", recipients, None)
+    refusal = Refusal(reply.NOT_SERVED, False, helo, About(f"FROM:{local}", recipients))
     written.log.refused("192.0.2.1", refusal)
     lines = written.lines()
     assert len(lines) == 2
