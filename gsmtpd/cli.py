@@ -140,8 +140,8 @@ def _run(options: argparse.Namespace) -> int:
     identity = _intended(chosen)
     if options.test:
         return _test(chosen)
-    for early in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(early, signal.SIG_IGN)  # until the master takes them; they would end us
+    # Until the master takes them: they would end us.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
     os.umask(UMASK)
     _raise_descriptor_limit()
     return _serve(chosen, identity, load_again, options.foreground)

@@ -82,10 +82,13 @@ class Master:
         self._stop_deadline: float | None = None  # monotonic seconds; None while there is no stop
         self._next_look = self._next_alive = time.monotonic()
         self._start_deadline = self._next_look + READY_WITHIN
-        self._had_terminal = _has_terminal()
+        # Not under nohup, which has HUP ignored.
+        hup = signal.getsignal(signal.SIGHUP)
+        self._had_terminal = hup is not signal.SIG_IGN and _has_terminal()
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came early comes now
         self._control = self._open_control()
         self._workers = Workers(
             setup, self._selector, self._in_child, self._all_ready, self._failed

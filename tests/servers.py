@@ -13,8 +13,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import getpass
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -38,6 +38,8 @@ DEBIAN_PACKAGES = {
     "mariadb-install-db": "mariadb-server",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
 }
 START_SECONDS = 30.0
 POLL_SECONDS = 0.02
@@ -424,7 +426,7 @@ class Gsmtpd(Server):
                 "processes": 1,
                 "pid_file": self.path / "gsmtpd.pid",
                 "control_socket": self.path / "control",
-                "user": getpass.getuser(),
+                "user": pwd.getpwuid(os.geteuid()).pw_name,
             },
             "listen": {"mx": {"address": f"127.0.0.1:{self.port}"}},
             "domains": {"accept": "example.com"},
