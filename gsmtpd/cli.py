@@ -76,15 +76,16 @@ def _port(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run gsmtpd; returns the exit code."""
-    options = parser().parse_args(arguments)
+    said = sys.argv[1:] if arguments is None else arguments
     try:
-        return _inetd(options) if options.inetd else _run(options)
+        # Before anything can print: xinetd gives the client as stderr, too.
+        return _inetd(said) if "--inetd" in said else _run(parser().parse_args(said))
     except Stop as stop:
         print(f"gsmtpd: {stop}", file=sys.stderr)
         return stop.code
 
 
-def _inetd(options: argparse.Namespace) -> int:
+def _inetd(arguments: Sequence[str]) -> int:
     """Serve the client on stdin; what goes wrong is no client's to read."""
     try:
         client = StdioClient()
@@ -93,7 +94,7 @@ def _inetd(options: argparse.Namespace) -> int:
             SysLog().write(str(error), logging.ERROR)
         raise Stop(EX_USAGE, str(error)) from error
     try:
-        chosen, _ = _chosen(options)
+        chosen, _ = _chosen(_options(arguments))
         os.umask(UMASK)
         return _serve_one(chosen, client)
     except Stop as stop:
@@ -103,10 +104,22 @@ def _inetd(options: argparse.Namespace) -> int:
         raise
 
 
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Those of --inetd. Raises Stop where argparse would print and exit."""
+    try:
+        return parser().parse_args(arguments)
+    except SystemExit as error:
+        wrong = f"cannot use the arguments {' '.join(arguments)}; see: gsmtpd --help"
+        raise Stop(EX_USAGE, wrong) from error
+
+
 def _serve_one(chosen: config.Config, client: StdioClient) -> int:
     _become(chosen, _intended(chosen))
     logs = _prepare(chosen, client.log_to_stderr)
     logs.install()
+    if not client.log_to_stderr:  # else they were said there
+        for warning in chosen.warnings:
+            _log.warning("%s", warning)
     counters = Counters()
     rows = counters.take(app.threads(chosen))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -186,6 +199,9 @@ def _serve(
     """Bind as root, then become `identity`; all else is done as that."""
     notifier = Notifier()
     listeners = _bind(chosen)
+    for held in listeners if os.geteuid() == 0 else ():
+        # The kernel lets sockets of one user only share a port, see open_listeners.
+        os.fchown(held.socket.fileno(), identity.uid, identity.gid)
     _become(chosen, identity)
     pid_file = None if foreground else _pid_file(chosen)
     try:
@@ -242,7 +258,7 @@ def _warn_of_user(chosen: config.Config, identity: privileges.Identity) -> None:
     """A reload reads the configuration again, as whom we are by now."""
     if identity.uid == 0:
         _log.warning("running as root, as [server] user says")
-    for path in (chosen.path, *chosen.secret_files):
+    for path in dict.fromkeys((chosen.path, *chosen.secret_files)):
         if not os.access(path, os.R_OK):
             _log.warning(
                 "%s cannot be read as the user %s, so a reload will be refused; cure it with:"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import selectors
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -76,14 +78,18 @@ class ControlServer:
             client, _ = self._listener.accept()
         except OSError:
             return
+        client.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:
+            with suppress(OSError):
+                client.send(_line({"error": f"{MAX_CLIENTS} others ask already; try again"}))
             client.close()
             return
-        client.setblocking(False)
         self._clients[client] = b"", time.monotonic()
         self._selector.register(client, selectors.EVENT_READ, lambda: self._read(client))
 
     def _read(self, client: socket.socket) -> None:
+        if client not in self._clients:
+            return  # hung up on in this very round
         said, since = self._clients[client]
         try:
             octets = client.recv(MAX_LINE)
@@ -102,13 +108,17 @@ class ControlServer:
     def _answer(self, client: socket.socket, answer: dict[str, Any]) -> None:
         if client in self._clients:
             with suppress(OSError):
-                client.send(json.dumps(answer).encode() + b"\n")
+                client.send(_line(answer))
             self._hang_up(client)
 
     def _hang_up(self, client: socket.socket) -> None:
         del self._clients[client]
         self._selector.unregister(client)
         client.close()
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
 
 
 def _command(line: bytes) -> str:
@@ -130,7 +140,7 @@ def _listen(path: str) -> socket.socket:
     except OSError as error:
         listener.close()
         used = error.errno == errno.EADDRINUSE
-        reason = "another gsmtpd uses it, or it is a file" if used else error.strerror
+        reason = "another gsmtpd uses it, or it is a file" if used else error.strerror or error
         raise ControlError(
             f"cannot make the control socket {path}: {reason}; set [server] control_socket to a"
             " path in a directory that gsmtpd's user may write",
@@ -175,29 +185,65 @@ def _connected(path: str) -> Iterator[socket.socket]:
                 f"{path}: permission denied; run it as root or as the user of gsmtpd", True
             ) from error
         except OSError as error:
+            reason = error.strerror or error
             raise ControlError(
-                f"no gsmtpd answers at {path} ({error.strerror}); is it running, and is this its"
+                f"no gsmtpd answers at {path} ({reason}); is it running, and is this its"
                 " configuration? Name it with -c"
             ) from error
         yield client
 
 
-def ask(path: str, command: str, seconds: float) -> dict[str, Any] | None:
-    """The answer of the gsmtpd that listens at `path`; None if it ended without one.
+def ask(path: str, command: str, seconds: float) -> dict[str, Any]:
+    """The answer of the gsmtpd that listens at `path`.
 
-    Raises ControlError if nobody is there, or does not answer within `seconds`.
+    Raises ControlError if nobody is there, or gives no answer within `seconds`.
     """
     with _connected(path) as client:
-        client.settimeout(seconds)
-        said = b""
-        try:
-            client.sendall(json.dumps({"command": command}).encode() + b"\n")
-            while octets := client.recv(65536):
-                said += octets
-        except TimeoutError as error:
-            raise ControlError(f"{path}: no answer within {seconds:g} s") from error
-        except OSError:
-            pass  # it ended
+        answer = _answer_to(client, command, seconds)
+    if answer is None:
+        raise ControlError(f"{path}: gsmtpd ended before it answered")
+    if "error" in answer:
+        raise ControlError(f"{path}: gsmtpd says: {answer['error']}")
+    return answer
+
+
+def ask_to_stop(path: str, seconds: float) -> None:
+    """Stop the gsmtpd that listens at `path`, and wait until its master process has ended.
+
+    Raises ControlError if nobody is there, or is still there after `seconds`.
+    """
+    with _connected(path) as client:
+        master = _process_of(client)
+        answer = _answer_to(client, "stop", seconds)
+    if answer is not None:
+        raise ControlError(f"{path}: gsmtpd says: {answer.get('error', answer)}")
+    if master >= 0 and not select.select([master], [], [], seconds)[0]:
+        raise ControlError(f"{path}: gsmtpd has not ended within {seconds:g} s")
+
+
+def _process_of(client: socket.socket) -> int:
+    """A pidfd of the process that listens; -1 if it is gone."""
+    size = struct.calcsize("3i")
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    try:
+        return os.pidfd_open(struct.unpack("3i", credentials)[0])
+    except OSError:
+        return -1
+
+
+def _answer_to(client: socket.socket, command: str, seconds: float) -> dict[str, Any] | None:
+    """The answer to `command`; None if the connection ends without one."""
+    client.settimeout(seconds)
+    said = b""
+    try:
+        with suppress(BrokenPipeError):  # it may have answered already, that it cannot
+            client.sendall(_line({"command": command}))
+        while octets := client.recv(65536):
+            said += octets
+    except TimeoutError as error:
+        raise ControlError(f"gsmtpd gave no answer within {seconds:g} s") from error
+    except OSError:
+        pass  # it ended
     if not said.endswith(b"\n"):
         return None
     answer: dict[str, Any] = json.loads(said)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gsmtpd import __version__, app, cli
 from gsmtpd.config import ConfigError, control_socket
-from gsmtpd.control import ControlError, ask
+from gsmtpd.control import ControlError, ask, ask_to_stop
 from gsmtpd.storage.base import MailReader, StoredMail, StoreError, StorePermissionError
 
 _TAIL_PAUSE = 0.5  # seconds between two looks for new mail
@@ -98,21 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli.EX_CANTCREAT
 
 
-def _ask(options: argparse.Namespace, command: str, seconds: float) -> dict[str, Any] | None:
-    """The answer of the running gsmtpd; its configuration may have been broken meanwhile."""
+def _control_socket(options: argparse.Namespace) -> str:
+    """Where the running gsmtpd is asked; its configuration may have been broken meanwhile."""
     try:
         path = control_socket(options.config)
     except ConfigError as error:
         raise cli.Stop(cli.EX_CONFIG, str(error)) from error
     if not path:
         raise ControlError("[server] control_socket is empty, so no running gsmtpd can be asked")
-    return ask(path, command, seconds)
+    return path
 
 
 def _status(options: argparse.Namespace) -> int:
-    status = _ask(options, "status", 5.0)
-    if status is None:
-        raise ControlError("gsmtpd ended without an answer")
+    status = ask(_control_socket(options), "status", 5.0)
     print(json.dumps(status, indent=2) if options.json else "\n".join(_said(status)))
     return cli.EX_OK
 
@@ -156,21 +154,17 @@ def _lasting(seconds: float) -> str:
 
 
 def _reload(options: argparse.Namespace) -> int:
-    done = _ask(options, "reload", 60.0)
-    if done is None or "error" in done:
-        reason = done["error"] if done else "it ended meanwhile"
-        raise ControlError(f"gsmtpd was not reloaded: {reason}")
+    done = ask(_control_socket(options), "reload", 60.0)
+    for problem in done["problems"]:
+        print(f"gsmtpctl: reload refused, nothing has changed: {problem}", file=sys.stderr)
     if not done["ok"]:
-        for problem in done["problems"]:
-            print(f"gsmtpctl: reload refused, nothing has changed: {problem}", file=sys.stderr)
         return cli.EX_CONFIG
     print("reloaded")
     return cli.EX_OK
 
 
 def _stop(options: argparse.Namespace) -> int:
-    if _ask(options, "stop", 60.0) is not None:
-        raise ControlError("gsmtpd did not stop")
+    ask_to_stop(_control_socket(options), 60.0)
     print("stopped")
     return cli.EX_OK
 

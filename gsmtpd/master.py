@@ -31,17 +31,23 @@ from gsmtpd.workers import LOOK, Setup, Workers
 _log = logging.getLogger(__name__)
 
 READY_WITHIN = 15.0  # seconds that new workers have to begin to serve
+LEFT_WITHIN = 5.0  # seconds that old workers have to accept no more
 _SIGNALS = (*worker.SIGNALS, signal.SIGHUP, signal.SIGCHLD)
 _NEVER = float("inf")
 
 
 @dataclass
 class Reload:
-    """A reload under way. answers: whom to tell how it went. deadline: monotonic seconds."""
+    """A reload under way.
+
+    answers: whom to tell how it went. deadline: of what is waited for, in monotonic seconds.
+    taken_over: the new workers serve, the old ones are about to accept no more.
+    """
 
     setup: Setup
     answers: list[Answer]
     deadline: float
+    taken_over: bool = False
 
 
 class NotReloadedError(Exception):
@@ -91,7 +97,7 @@ class Master:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came early comes now
         self._control = self._open_control()
         self._workers = Workers(
-            setup, self._selector, self._in_child, self._all_ready, self._failed
+            setup, self._selector, self._in_child, self._all_ready, self._all_left, self._failed
         )
 
     def _open_control(self) -> ControlServer | None:
@@ -134,7 +140,7 @@ class Master:
     def _tick(self, now: float) -> None:
         self._workers.tick(now)
         if self._reload is not None and now > self._reload.deadline:
-            self._give_up(f"its workers did not serve within {READY_WITHIN:g} s")
+            self._out_of_time(self._reload)
         if now > self._start_deadline:
             self._say_ready()
         if now >= self._next_look:
@@ -176,7 +182,8 @@ class Master:
 
     def _all_ready(self, setup: Setup) -> None:
         if self._reload is not None and setup is self._reload.setup:
-            self._take_over(self._reload)
+            if not self._reload.taken_over:
+                self._take_over(self._reload)
         elif setup is self._current:
             self._say_ready()
 
@@ -264,15 +271,28 @@ class Master:
     def _take_over(self, reload: Reload) -> None:
         """The new workers serve: have the old ones finish."""
         old, self._current = self._current, reload.setup
-        self._reload = None
-        self._workers.keep(self._current)
+        reload.taken_over = True
+        reload.deadline = time.monotonic() + LEFT_WITHIN
         self._say_ready()
         self._current.logs.install()
         old.logs.close()
         close_listeners(old.listeners, but=self._current.listeners)
         if _fixed(old.config) != _fixed(self._current.config):
             _log.warning("[server] user, group, pid_file and control_socket change at a restart")
-        self._reloaded(reload.answers, ())
+        self._workers.keep(self._current)
+
+    def _all_left(self) -> None:
+        """From here on all clients are served by the new configuration."""
+        if self._reload is not None and self._reload.taken_over:
+            done, self._reload = self._reload, None
+            self._reloaded(done.answers, ())
+
+    def _out_of_time(self, reload: Reload) -> None:
+        if reload.taken_over:
+            _log.warning("some old workers may still accept clients")
+            self._all_left()
+        else:
+            self._give_up(f"its workers did not serve within {READY_WITHIN:g} s")
 
     def _give_up(self, why: str) -> None:
         """End the reload under way; the old workers never stopped serving."""
@@ -312,13 +332,14 @@ class Master:
         close_listeners(self._current.listeners)
         if self._reload is not None:
             close_listeners(self._reload.setup.listeners)
+            self._reload = None  # who waits for it hears the end
 
     def _asked(self, command: str, answer: Answer) -> None:
         """Do what came over the control socket."""
         if command == "status":
             answer(self.status())
         elif command == "stop":
-            self.stop("gsmtpctl stop")  # the end of the connection is the answer
+            self.stop("gsmtpctl stop")  # the end of this process is the answer
         elif command != "reload":
             answer({"error": "unknown command; there are status, reload and stop"})
         elif self._stop_deadline is not None:

@@ -7,9 +7,11 @@ import grp
 import os
 import pwd
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 
-_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h: no program that is executed gains rights any more
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
 class PrivilegeError(Exception):
@@ -63,7 +65,11 @@ def become(identity: Identity) -> None:
     os.setuid(identity.uid)
     if identity.uid == 0:
         return
-    _no_new_privileges()
+    libc = ctypes.CDLL(None, use_errno=True)
+    _succeed(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")
+    # setuid() has cleared the effective and permitted ones, but for special securebits.
+    header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    _succeed(libc.capset(header, none), "give up all capabilities")
     if os.getresuid() != (identity.uid,) * 3 or os.getresgid() != (identity.gid,) * 3:
         raise PrivilegeError(f"could not become {identity.user} for good; not going on")
     for way_back in (os.setuid, os.seteuid):
@@ -74,12 +80,9 @@ def become(identity: Identity) -> None:
         raise PrivilegeError(f"root could be had again as {identity.user}; not going on")
 
 
-def _no_new_privileges() -> None:
-    """From here on no program that is executed gains rights by set-user-ID or capabilities."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        reason = os.strerror(ctypes.get_errno())
-        raise PrivilegeError(f"cannot give up new privileges: {reason}; not going on")
+def _succeed(result: int, what: str) -> None:
+    if result:
+        raise PrivilegeError(f"cannot {what}: {os.strerror(ctypes.get_errno())}; not going on")
 
 
 def check_secret(path: str, identity: Identity) -> None:
@@ -107,5 +110,6 @@ def make_directory(path: str, identity: Identity) -> None:
     /run is empty after each boot; any other directory is the administrator's to make.
     """
     if os.geteuid() == 0 and path.startswith("/run/") and not os.path.exists(path):
-        os.mkdir(path, 0o755)
-        os.chown(path, identity.uid, identity.gid)
+        with suppress(OSError):  # whoever wants to write there says what is wrong
+            os.mkdir(path, 0o755)
+            os.chown(path, identity.uid, identity.gid)

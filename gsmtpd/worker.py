@@ -1,7 +1,7 @@
 """What does a worker process do? It serves until it is told to stop, or until its master is gone.
 
-Master and worker are joined by a pair of sockets: the worker says READY, the master LEAVE, and the
-end of either is the end of the connection.
+Master and worker are joined by a pair of sockets. The worker says READY, the master LEAVE, the
+worker LEFT; and the end of either is the end of the connection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+from contextlib import suppress
 
 from gsmtpd.logs import Logs
 from gsmtpd.server.engine import Engine
@@ -20,8 +21,9 @@ from gsmtpd.signals import SignalQueue
 
 _log = logging.getLogger(__name__)
 
-READY = b"R"  # the worker accepts clients
-LEAVE = b"L"  # the worker is to accept no more, and to end when its clients have left
+READY = b"R"  # from the worker: it accepts clients
+LEAVE = b"L"  # to the worker: accept no more, and end when the last client has left
+LEFT = b"l"  # from the worker: it accepts no more
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2)
 _LOOK = 200  # milliseconds between two looks whether the last client has left
@@ -72,6 +74,8 @@ class _Worker:
                     break
                 leaving = True
                 self._engine.retire()
+                with suppress(OSError):
+                    channel.send(LEFT)
         self._engine.stop()
 
     def _told_to_stop(self) -> bool:

@@ -57,6 +57,7 @@ class Child:
     began: float
     ready_at: float | None = None
     leaving: bool = False  # it has been told to accept no more
+    left: bool = False  # and it accepts no more
     beats: list[int] = field(default_factory=list)
     silent: int = 0  # looks since the last beat
     kill_at: float | None = None
@@ -75,8 +76,8 @@ class Workers:
     """The worker processes of `kept`, which are replaced when they die, and of other setups.
 
     in_child: called in each new worker with its setup, to close what is the master's alone.
-    on_ready: called with a setup when all its workers serve. on_failed: called with a setup other
-    than `kept`, and in words how one of its workers has died.
+    on_ready: called with a setup when all its workers serve. on_left: see `keep`. on_failed:
+    called with a setup other than `kept`, and in words how one of its workers has died.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Workers:
         selector: selectors.BaseSelector,
         in_child: Callable[[Setup], None],
         on_ready: Callable[[Setup], None],
+        on_left: Callable[[], None],
         on_failed: Callable[[Setup, str], None],
     ) -> None:
         self.counters = Counters()
@@ -93,6 +95,7 @@ class Workers:
         self._selector = selector
         self._in_child = in_child
         self._on_ready = on_ready
+        self._on_left = on_left
         self._on_failed = on_failed
         self._children: dict[int, Child] = {}
         self._restarts: dict[int, float] = {}  # number of a worker → when to fork it again
@@ -107,7 +110,10 @@ class Workers:
         return all(forked)
 
     def keep(self, setup: Setup) -> None:
-        """From now on replace the workers of `setup`, and have all others finish."""
+        """From now on replace the workers of `setup`, and have all others finish.
+
+        `on_left` is called once none of those accepts clients any more.
+        """
         self._kept = setup
         self._restarts.clear()
         self._failures.clear()
@@ -116,6 +122,11 @@ class Workers:
                 child.leaving = True
                 with suppress(OSError):
                     child.channel.send(worker.LEAVE)
+        self._check_left()
+
+    def _check_left(self) -> None:
+        if all(c.left for c in self._children.values() if c.setup is not self._kept):
+            self._on_left()
 
     def stop(self, setup: Setup | None = None) -> None:
         """Have the workers of `setup`, or all for good, stop soon."""
@@ -124,7 +135,7 @@ class Workers:
             self._restarts.clear()
         for child in self._children.values():
             if setup is None or child.setup is setup:
-                child.leaving = True
+                child.leaving = child.left = True
                 os.kill(child.pid, signal.SIGTERM)
 
     def kill(self) -> None:
@@ -193,7 +204,11 @@ class Workers:
 
     def _fork(self, setup: Setup, number: int) -> bool:
         rows = self.counters.take(app.threads(setup.config))
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            _log.error("cannot start a worker: %s", error.strerror)
+            return self._not_forked(setup, number, rows)
         # No signal is lost between the fork and the worker's own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = _forked()
@@ -204,14 +219,17 @@ class Workers:
         theirs.close()
         if pid < 0:
             ours.close()
-            self.counters.give_back(rows)
-            if setup is self._kept:
-                self._restart_later(number)
-            return False
+            return self._not_forked(setup, number, rows)
         child = Child(pid, number, setup, rows, ours, time.monotonic())
         self._children[pid] = child
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(child))
         return True
+
+    def _not_forked(self, setup: Setup, number: int, rows: range) -> bool:
+        self.counters.give_back(rows)
+        if setup is self._kept:
+            self._restart_later(number)
+        return False
 
     def _be_worker(
         self, setup: Setup, number: int, rows: range, channel: socket.socket
@@ -238,6 +256,10 @@ class Workers:
             said = child.channel.recv(1)
         except OSError:
             said = b""
+        if said == worker.LEFT:
+            child.left = True
+            self._check_left()
+            return
         if said != worker.READY:
             self._hang_up(child)
             return
@@ -271,6 +293,7 @@ class Workers:
         lived = time.monotonic() - child.began
         how = f"worker {child.pid} ended {_how(code)} after {lived:.1f} s"
         if child.leaving:
+            self._check_left()
             if code:
                 _log.error("%s, while it was to finish", how)
         elif child.setup is self._kept:
@@ -285,7 +308,7 @@ class Workers:
         """Have a worker forked again; returns in how many seconds."""
         failures = self._failures.get(number, 0)
         self._failures[number] = failures + 1
-        pause = float(min(FIRST_PAUSE * 2**failures, MAX_PAUSE))
+        pause = min(FIRST_PAUSE * 2.0 ** min(failures, 32), MAX_PAUSE)
         self._restarts[number] = time.monotonic() + pause
         return pause
 

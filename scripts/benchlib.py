@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -311,6 +311,9 @@ class Aiosmtpd(Server):
         return [sys.executable, __file__, *self._arguments]
 
 
+Builder = Callable[[Options, Callable[[], MariaDB]], Peer]
+
+
 def _smtp_sink(_options: Options, _database: Callable[[], MariaDB]) -> Peer:
     return Peer("smtp-sink", SmtpSink())
 
@@ -338,10 +341,21 @@ def _gsmtpd_sqlite(options: Options, _database: Callable[[], MariaDB]) -> Peer:
 
 def _gsmtpd_mariadb(options: Options, database: Callable[[], MariaDB]) -> Peer:
     running = database()
-    running.create_database("gsmtpd")
-    daemon = _gsmtpd(options, mysql_store(running, "gsmtpd")["store"])
+    name = f"gsmtpd_{options.log_level}"
+    running.create_database(name)
+    daemon = _gsmtpd(options, mysql_store(running, name)["store"])
     daemon.ctl("init-db", "--apply")
-    return Peer("gsmtpd-mariadb", daemon, MySQLTable(running, "gsmtpd", "new_mail"), running)
+    return Peer("gsmtpd-mariadb", daemon, MySQLTable(running, name, "new_mail"), running)
+
+
+def _quiet(build: Builder) -> Builder:
+    """The same without a mail log: what does logging cost?"""
+
+    def built(options: Options, database: Callable[[], MariaDB]) -> Peer:
+        peer = build(replace(options, log_level="error"), database)
+        return replace(peer, name=f"{peer.name}-quiet")
+
+    return built
 
 
 def _need_aiosmtpd() -> None:
@@ -365,13 +379,15 @@ def _aiosmtpd_mariadb(options: Options, database: Callable[[], MariaDB]) -> Peer
     return Peer("aiosmtpd-mariadb", server, MySQLTable(running, "aiosmtpd", "mail"), running)
 
 
-PEERS: dict[str, Callable[[Options, Callable[[], MariaDB]], Peer]] = {
+PEERS: dict[str, Builder] = {
     "smtp-sink": _smtp_sink,
     "gsmtpd-null": _gsmtpd_null,
     "gsmtpd-sqlite": _gsmtpd_sqlite,
     "gsmtpd-mariadb": _gsmtpd_mariadb,
     "aiosmtpd-null": _aiosmtpd_null,
     "aiosmtpd-mariadb": _aiosmtpd_mariadb,
+    "gsmtpd-null-quiet": _quiet(_gsmtpd_null),
+    "gsmtpd-mariadb-quiet": _quiet(_gsmtpd_mariadb),
 }
 
 

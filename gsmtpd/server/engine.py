@@ -51,6 +51,7 @@ class Engine:
     def retire(self) -> None:
         """Accept no more clients; those that are here stay until they leave."""
         self._pool.stop_listening()
+        self._close_listeners()
 
     @property
     def idle(self) -> bool:

@@ -55,8 +55,8 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         share_port(listener, share)
         listener.bind((host, port))
-        share_port(listener, False)
         listener.listen(BACKLOG)
+        share_port(listener, False)
         listener.setblocking(False)
     except BaseException:
         listener.close()
