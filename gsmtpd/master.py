@@ -246,6 +246,10 @@ class Master:
         except NotReloadedError as error:
             self._reloaded(answers, error.problems)
             return
+        except Exception:
+            _log.exception("fault in a reload")
+            self._reloaded(answers, ("a fault of gsmtpd, see the log",))
+            return
         self._reload = Reload(setup, answers, time.monotonic() + READY_WITHIN)
         if not self._workers.start(setup):
             self._give_up("the system gives no more processes")

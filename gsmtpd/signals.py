@@ -34,7 +34,9 @@ class SignalQueue:
         """Stop taking them; until somebody else does they are ignored."""
         signal.set_wakeup_fd(-1)
         for number in self._numbers:
-            signal.signal(number, signal.SIG_IGN)
+            # To ignore SIGCHLD would mean to have no exit codes of children, see wait(2).
+            default = number == signal.SIGCHLD
+            signal.signal(number, signal.SIG_DFL if default else signal.SIG_IGN)
         os.close(self._read)
         os.close(self._write)
 
