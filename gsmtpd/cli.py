@@ -250,6 +250,7 @@ def _become(chosen: config.Config, identity: privileges.Identity) -> None:
         privileges.make_directory(os.path.dirname(path), identity)
     try:
         privileges.become(identity)
+        privileges.check_program(__file__)
     except (OSError, privileges.PrivilegeError) as error:
         raise Stop(EX_NOPERM, str(error)) from error
 

@@ -157,6 +157,8 @@ def _reload(options: argparse.Namespace) -> int:
     done = ask(_control_socket(options), "reload", 60.0)
     for problem in done["problems"]:
         print(f"gsmtpctl: reload refused, nothing has changed: {problem}", file=sys.stderr)
+    for warning in done["warnings"]:
+        print(f"gsmtpctl: warning: {warning}", file=sys.stderr)
     if not done["ok"]:
         return cli.EX_CONFIG
     print("reloaded")

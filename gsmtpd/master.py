@@ -11,8 +11,8 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gsmtpd import __version__, app, worker
@@ -48,6 +48,7 @@ class Reload:
     answers: list[Answer]
     deadline: float
     taken_over: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 class NotReloadedError(Exception):
@@ -124,6 +125,7 @@ class Master:
         if self._control is not None:
             self._control.close()
         _log.info("stopped")
+        self._signals.close()  # one that is sent twice does not end us otherwise
         return 0
 
     def _round(self) -> None:
@@ -173,12 +175,19 @@ class Master:
         self._selector.close()
         if self._control is not None:
             self._control.close_copies()
-        for other in (self._current, self._reload and self._reload.setup):
-            if other and other is not setup:
+        for other in self._setups():
+            if other is not setup:
                 close_listeners(other.listeners, but=setup.listeners)
                 other.logs.close()
         setup.logs.install()
         self._in_worker()
+
+    def _setups(self) -> list[Setup]:
+        """The setup whose workers serve, and that of a reload under way."""
+        setups = [self._current]
+        if self._reload is not None and not self._reload.taken_over:
+            setups.append(self._reload.setup)
+        return setups
 
     def _all_ready(self, setup: Setup) -> None:
         if self._reload is not None and setup is self._reload.setup:
@@ -207,7 +216,8 @@ class Master:
             elif number == signal.SIGHUP:
                 self._hung_up()
             elif number == signal.SIGUSR1:
-                self._current.logs.reopen()
+                for setup in self._setups():
+                    setup.logs.reopen()
                 self._workers.signal(number)
             elif number == signal.SIGUSR2:
                 self._dump()
@@ -250,7 +260,8 @@ class Master:
             _log.exception("fault in a reload")
             self._reloaded(answers, ("a fault of gsmtpd, see the log",))
             return
-        self._reload = Reload(setup, answers, time.monotonic() + READY_WITHIN)
+        deadline = time.monotonic() + READY_WITHIN
+        self._reload = Reload(setup, answers, deadline, warnings=[*setup.config.warnings])
         if not self._workers.start(setup):
             self._give_up("the system gives no more processes")
 
@@ -261,15 +272,14 @@ class Master:
         try:
             config = self._load()
             listeners = open_listeners(app.wanted(config), held)
-            app.prepare_store(config)
+            if config.store != self._current.config.store:
+                app.prepare_store(config)
             logs = app.make_logs(config, self._foreground)
         except ConfigError as error:
             raise NotReloadedError(*error.problems) from error
         except (PrivilegeError, ListenError, StoreError, LogError) as error:
             close_listeners(listeners, but=held)
             raise NotReloadedError(str(error)) from error
-        for warning in config.warnings:
-            _log.warning("%s", warning)
         return Setup(config, listeners, logs)
 
     def _take_over(self, reload: Reload) -> None:
@@ -282,18 +292,20 @@ class Master:
         old.logs.close()
         close_listeners(old.listeners, but=self._current.listeners)
         if _fixed(old.config) != _fixed(self._current.config):
-            _log.warning("[server] user, group, pid_file and control_socket change at a restart")
+            reload.warnings.append(
+                "[server] user, group, pid_file and control_socket change at a restart only"
+            )
         self._workers.keep(self._current)
 
     def _all_left(self) -> None:
         """From here on all clients are served by the new configuration."""
         if self._reload is not None and self._reload.taken_over:
             done, self._reload = self._reload, None
-            self._reloaded(done.answers, ())
+            self._reloaded(done.answers, (), done.warnings)
 
     def _out_of_time(self, reload: Reload) -> None:
         if reload.taken_over:
-            _log.warning("some old workers may still accept clients")
+            reload.warnings.append("some old workers hang, and may still accept clients")
             self._all_left()
         else:
             self._give_up(f"its workers did not serve within {READY_WITHIN:g} s")
@@ -308,8 +320,12 @@ class Master:
         close_listeners(failed.setup.listeners, but=self._current.listeners)
         self._reloaded(failed.answers, (why,))
 
-    def _reloaded(self, answers: list[Answer], problems: tuple[str, ...]) -> None:
+    def _reloaded(
+        self, answers: list[Answer], problems: tuple[str, ...], warnings: Sequence[str] = ()
+    ) -> None:
         """Say everywhere how a reload went."""
+        for warning in warnings:
+            _log.warning("%s", warning)
         for problem in problems:
             _log.error("reload refused, the old configuration stays: %s", problem)
         if not problems:
@@ -318,7 +334,7 @@ class Master:
         self._last_reload = {"time": time.time(), "ok": not problems, "problems": problems}
         self._notifier.ready()
         for answer in answers:
-            answer(self._last_reload)
+            answer(self._last_reload | {"warnings": [*warnings]})
         if self._again is not None:
             again, self._again = self._again, None
             self.reload(again)

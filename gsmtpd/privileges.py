@@ -80,6 +80,19 @@ def become(identity: Identity) -> None:
         raise PrivilegeError(f"root could be had again as {identity.user}; not going on")
 
 
+def check_program(module: str) -> None:
+    """Whether we, who may have become somebody else, can read `module` and the standard library.
+
+    Not all of a program is read when it starts. Raises PrivilegeError.
+    """
+    for path in (module, os.__file__):
+        if not os.access(path, os.R_OK):
+            raise PrivilegeError(
+                f"the user {pwd.getpwuid(os.geteuid()).pw_name} cannot read the program,"
+                f" {path}; install it where every user can read it"
+            )
+
+
 def _succeed(result: int, what: str) -> None:
     if result:
         raise PrivilegeError(f"cannot {what}: {os.strerror(ctypes.get_errno())}; not going on")

@@ -41,7 +41,7 @@ class Engine:
         """Start all threads, and accept clients."""
         if self._writer is not None:
             self._writer.start()
-        self._pool.start([server for server in self._servers if server.listening])
+        self._pool.start(self._servers)
 
     def serve(self, client: StdioClient) -> None:
         """Serve a client whose connection was accepted elsewhere."""
@@ -73,7 +73,10 @@ class Engine:
         self._pool.stop(1.0)
 
     def _close_listeners(self) -> None:
-        """Close our share of the listening sockets, that the kernel takes no client for us."""
+        """Have our share of the listening sockets closed: the kernel takes no client for us.
+
+        The threads do it, and where one of them hangs this one.
+        """
         deadline = time.monotonic() + 1.0
         while self._pool.listening() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ _log = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks at all deadlines
 MAX_EVENTS = 512  # of one epoll_wait
-_LAST_ROUNDS = 256  # of accepting before listening ends: the whole backlog, and not for ever
 NO_DESCRIPTORS_PAUSE = 0.5  # seconds without accept after EMFILE; a ready listener would spin
 
 
@@ -53,7 +51,8 @@ class SMTPThread(threading.Thread):
         self._awake = False
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._connections: dict[int, Connection] = {}
-        self._listeners: dict[int, SMTPServer] = {}
+        self._servers: list[SMTPServer] = []
+        self._listeners: dict[int, SMTPServer] = {}  # those of them that are accepted for
         self._paused: dict[int, float] = {}  # listener → when to accept again
         self._running = True
         self._epoll.register(self._wakeup, EPOLLIN)
@@ -95,23 +94,21 @@ class SMTPThread(threading.Thread):
 
     # Called in this thread.
 
-    def listen(self, server: SMTPServer) -> None:
-        """Accept the connections of `server`, beside the other threads and processes."""
-        self._listeners[server.fileno()] = server
-        self._watch_listener(server.fileno())
+    def serve(self, servers: Sequence[SMTPServer]) -> None:
+        """Accept the connections of `servers`, beside the other threads and processes."""
+        self._servers = list(servers)
+        for server in servers:
+            if server.listening:
+                self._listeners[server.fileno()] = server
+                self._watch_listener(server.fileno())
+                server.accepted_by_one_more()
 
     def stop_listening(self) -> None:
-        """Accept no more connections than those that wait now.
-
-        EPOLLEXCLUSIVE told one process of each, and that may have been this one.
-        """
+        """Accept no more connections than those that wait now."""
         for fd, server in self._listeners.items():
             if fd not in self._paused:
                 self._epoll.unregister(fd)
-                with suppress(OSError):
-                    for _ in range(_LAST_ROUNDS):
-                        if not server.accept_waiting():
-                            break
+            server.accepted_by_one_less()
         self._listeners.clear()
         self._paused.clear()
 
@@ -220,8 +217,9 @@ class SMTPThread(threading.Thread):
             if self.now >= until:
                 del self._paused[fd]
                 self._watch_listener(fd)
-        for fd, server in self._listeners.items():
+        for server in self._servers:
             server.service_actions()
+        for fd in self._listeners:
             if fd not in self._paused:
                 self._accept(fd)  # another process may have died with the wake-up for a client
 
@@ -248,10 +246,10 @@ class SMTPThreadPool:
         self._threads = list(threads)
 
     def start(self, servers: Sequence[SMTPServer]) -> None:
-        """Start the threads; each accepts from all `servers`."""
+        """Start the threads; each accepts for all `servers` that listen."""
         for thread in self._threads:
-            for server in servers:
-                thread.listen(server)
+            thread.serve(servers)
+        for thread in self._threads:
             thread.start()
 
     def current(self) -> SMTPThread:

@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import socketserver
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from gsmtpd.storage.writer import GroupCommitWriter
 _log = logging.getLogger(__name__)
 
 BACKLOG = 4096  # socketserver's 5 refuses a burst; the kernel caps this at net.core.somaxconn
+_LAST_ROUNDS = 256  # of accepting before the socket is closed: the whole backlog, and no more
 ACCEPT_AT_ONCE = 16  # connections taken per round, so that those taken before are served as well
 
 
@@ -100,6 +102,29 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.clock = clock
         self._counters = counters
         self._overloaded = False
+        self._accepting = 0  # SMTP threads that accept for it
+        self._lock = threading.Lock()
+
+    def accepted_by_one_more(self) -> None:
+        """One SMTP thread more accepts for it."""
+        with self._lock:
+            self._accepting += 1
+
+    def accepted_by_one_less(self) -> None:
+        """An SMTP thread accepts no more for it; the last one takes what waits, and closes it.
+
+        Of each connection EPOLLEXCLUSIVE told one process, and that may have been this one. And
+        whoever is the last to close the socket resets what comes between: so nothing does.
+        """
+        with self._lock:
+            self._accepting -= 1
+            last = not self._accepting
+        if last:
+            with suppress(OSError):
+                for _ in range(_LAST_ROUNDS):
+                    if not self.accept_waiting():
+                        break
+            self.server_close()
 
     def accept_waiting(self) -> bool:
         """Take connections that wait; True if there may be more of them.

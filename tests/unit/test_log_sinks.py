@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_opened(path: str, mail: str, setting: str, tmp_pa
     before = open_descriptors()
     with pytest.raises(LogError, match=rf"^cannot write the log .*: No such file.* set {setting} "):
         Logs(str(tmp_path / path), "info", "logfmt", str(tmp_path / mail) if mail else "")
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_close_leaves_nothing_open(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def test_a_log_that_is_off_gathers_nothing() -> None:
     written.log.message(a_message(), reply.OK, 0.0)
     written.log.message(a_message(), reply.NO_SPACE, 0.0)
     written.log.stored_unheard(a_message(), 0.0)
-    written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", "<>", (U,), None))
+    written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))))
     written.log.closed("192.0.2.1", "h", reply.TIMED_OUT)
     assert written.lines() == []
 

@@ -1,0 +1,230 @@
+"""Does gsmtpd become whom it is told to, for good, and who may read its secrets?"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gsmtpd.privileges import (
+    Identity,
+    PrivilegeError,
+    check_secret,
+    find,
+    intended,
+    make_directory,
+    ours,
+)
+from tests.servers import ROOT
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+# Ids that nobody has, so that owner and group are neither root's nor ours.
+US, OUR_GROUP, SECOND_GROUP, STRANGER = 64001, 64002, 64003, 64004
+IDENTITY = Identity("mail", US, OUR_GROUP, (OUR_GROUP, SECOND_GROUP))
+
+
+# --- who ------------------------------------------------------------------------------------------
+
+
+def test_the_group_of_a_user_is_its_own() -> None:
+    entry = pwd.getpwnam("nobody")
+    found = find("nobody", "")
+    assert (found.user, found.uid, found.gid) == ("nobody", entry.pw_uid, entry.pw_gid)
+    assert found.groups == (entry.pw_gid,)
+
+
+def test_but_another_may_be_named() -> None:
+    gid = grp.getgrnam("mail").gr_gid
+    found = find("nobody", "mail")
+    assert found.gid == gid
+    assert gid in found.groups
+    assert pwd.getpwnam("nobody").pw_gid not in found.groups
+
+
+def test_the_user_is_in_all_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [gid, SECOND_GROUP])
+    assert set(find("nobody", "mail").groups) == {grp.getgrnam("mail").gr_gid, SECOND_GROUP}
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "said"),
+    [
+        ("no-such-user", "", r'no user "no-such-user"; make it \(adduser .* no-such-user\)'),
+        ("nobody", "no-such-group", r'no group "no-such-group"; make it \(addgroup .*\)'),
+        ("", "", 'no user ""'),
+        ("0", "", 'no user "0"'),  # a name, never an id
+    ],
+)
+def test_unknown_names(user: str, group: str, said: str) -> None:
+    with pytest.raises(PrivilegeError, match=said) as caught:
+        find(user, group)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert intended("no-such-user", "") == ours()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(PrivilegeError):
+        intended("no-such-user", "")
+
+
+# --- become ---------------------------------------------------------------------------------------
+
+_BECOME = """
+import os
+from gsmtpd.privileges import become, find
+become(find({user!r}, {group!r}))
+print(open('/proc/self/status').read())
+"""
+
+
+def became(user: str, group: str = "", *through: str) -> dict[str, str]:
+    """What the kernel says of a process that became `user`. through: the command it runs in."""
+    code = _BECOME.format(user=user, group=group)
+    done = subprocess.run(
+        [*through, sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
+
+
+@root
+def test_all_ids_and_no_capability() -> None:
+    status = became("nobody")
+    entry = pwd.getpwnam("nobody")
+    assert status["Uid"].split() == [str(entry.pw_uid)] * 4
+    assert status["Gid"].split() == [str(entry.pw_gid)] * 4
+    assert status["Groups"].split() == [str(entry.pw_gid)]
+    assert {status[f"Cap{which}"] for which in ("Prm", "Eff", "Inh", "Amb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "1"
+
+
+@root
+def test_a_group_of_its_own() -> None:
+    status = became("nobody", "mail")
+    gid = str(grp.getgrnam("mail").gr_gid)
+    assert status["Gid"].split() == [gid] * 4
+    assert status["Groups"].split() == [gid]
+
+
+@root
+def test_root_stays_root() -> None:
+    status = became("root")
+    assert status["Uid"].split() == ["0"] * 4
+    assert int(status["CapEff"], 16) != 0
+
+
+@root
+def test_capabilities_that_would_outlive_the_change() -> None:
+    """Without set-user-ID fixups, see capabilities(7), the kernel would leave them all."""
+    status = became("nobody", "", "setpriv", "--securebits=+no_setuid_fixup")
+    assert {status[f"Cap{which}"] for which in ("Prm", "Eff", "Inh", "Amb")} == {"0" * 16}
+
+
+@root
+def test_no_way_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BECOME.format(user="nobody", group="") + "os.setuid(0)\n"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "PermissionError" in done.stderr
+
+
+@root
+def test_inheritable_capabilities_go_as_well() -> None:
+    status = became("nobody", "", "setpriv", "--inh-caps=+net_bind_service")
+    assert status["CapInh"] == "0" * 16
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+@root
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "cure"),
+    [
+        # root's, and we get at it by a group of ours
+        (0, OUR_GROUP, 0o640, None),
+        (0, SECOND_GROUP, 0o640, None),
+        (0, OUR_GROUP, 0o440, None),
+        (0, OUR_GROUP, 0o600, None),
+        (0, OUR_GROUP, 0o644, "640"),
+        (0, OUR_GROUP, 0o604, "640"),
+        (0, STRANGER, 0o640, "600"),
+        (0, 0, 0o640, "600"),
+        (0, 0, 0o600, None),
+        # ours: our group is others
+        (US, OUR_GROUP, 0o600, None),
+        (US, OUR_GROUP, 0o400, None),
+        (US, OUR_GROUP, 0o640, "600"),
+        (US, OUR_GROUP, 0o644, "600"),
+        (US, 0, 0o640, "600"),
+        # nobody can read it, not even we
+        (0, 0, 0o000, None),
+        (0, STRANGER, 0o620, None),
+    ],
+)
+def test_who_may_read_a_secret(
+    tmp_path: Path, owner: int, group: int, mode: int, cure: str | None
+) -> None:
+    path = tmp_path / "password"
+    path.write_text("secret")
+    os.chown(path, owner, group)
+    path.chmod(mode)
+    if cure is None:
+        check_secret(str(path), IDENTITY)
+        return
+    with pytest.raises(PrivilegeError) as caught:
+        check_secret(str(path), IDENTITY)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: holds a password, and ")
+    assert ("everybody" if mode & 0o004 else "its group") in said
+    assert f"mode {mode:04o}" in said
+    assert said.endswith(f"chmod {cure} {path}")
+    path.chmod(int(cure, 8))
+    check_secret(str(path), IDENTITY)
+
+
+@root
+def test_a_link_is_as_good_as_its_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "password", tmp_path / "link"
+    path.write_text("secret")
+    link.symlink_to(path)
+    path.chmod(0o644)
+    with pytest.raises(PrivilegeError, match="everybody"):
+        check_secret(str(link), IDENTITY)
+    path.chmod(0o600)
+    check_secret(str(link), IDENTITY)
+
+
+# --- /run -----------------------------------------------------------------------------------------
+
+
+def test_no_directory_is_made_elsewhere(tmp_path: Path) -> None:
+    make_directory(str(tmp_path / "missing"), IDENTITY)
+    make_directory("", IDENTITY)
+    assert not (tmp_path / "missing").exists()
+
+
+@root
+def test_a_directory_below_run() -> None:
+    path = Path(f"/run/gsmtpd-test-{os.getpid()}")
+    try:
+        make_directory(str(path), IDENTITY)
+        status = path.stat()
+        assert (status.st_uid, status.st_gid) == (US, OUR_GROUP)
+        assert status.st_mode & 0o022 == 0
+        path.chmod(0o700)
+        make_directory(str(path), Identity("other", 1, 1, (1,)))
+        assert path.stat().st_uid == US, "one that is there is left alone"
+    finally:
+        path.rmdir()
