@@ -417,7 +417,10 @@ class Gsmtpd(Server):
 
     def configure(self, settings: Settings) -> None:
         """Write the configuration file anew: the defaults of the tests, then `settings`."""
-        self.conf.write_text(render(merge(self._defaults(), settings)))
+        merged = merge(self._defaults(), settings)
+        self.conf.write_text(render(merged))
+        if merged["store"].get("mysql", {}).get("password"):
+            self.conf.chmod(0o600)  # gsmtpd refuses a password that others can read
 
     def _defaults(self) -> dict[str, Any]:
         return {
