@@ -447,7 +447,7 @@ def a_message_may_not_take_for_ever() -> None:
         began = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
         assert client.reply().text.startswith("421 4.3.2 ")
-        assert 9 < time.monotonic() - began < 15
+        assert 9 < time.monotonic() - began < 25
         wait_for(lambda: not server.running, STOP)
 
 
@@ -457,7 +457,7 @@ def an_idle_client_hears_the_end_soon() -> None:
         began = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
         assert client.reply().text.startswith("421 4.3.2 ")
-        assert 1.5 < time.monotonic() - began < 5
+        assert 1.5 < time.monotonic() - began < 9
         wait_for(lambda: not server.running, STOP)
 
 

@@ -145,7 +145,7 @@ def test_a_client_in_its_message_does_not_notice(server: Gsmtpd) -> None:
         assert states.pop(old) == "leaving"
         assert [*states.values()] == ["serving"]
         assert client.command("QUIT").code == 221
-    wait_for(lambda: old not in server.workers, 3)
+    wait_for(lambda: old not in server.workers, 10)
     assert count(table_of(server)) == before + 3
     assert lines(server, f"worker {old}") == [], "nothing to complain of"
 
@@ -330,7 +330,7 @@ def test_a_listener_comes_and_goes(server: Gsmtpd) -> None:
         reloaded(server, two)
         assert greeted(HOME, port)
         reloaded(server, {})
-        wait_for(lambda: not greeted(HOME, port), 3)
+        wait_for(lambda: not greeted(HOME, port), 10)
         reloaded(server, two)
         assert greeted(HOME, port)
     assert knocking.failures == []
@@ -652,8 +652,8 @@ def a_dead_worker_is_replaced_at_once() -> None:
             time.sleep(0.6)
             one, other = server.workers
             os.kill(one, signal.Signals[f"SIG{name}"])
-            wait_for(lambda one=one: one not in server.workers, 1)
-            wait_for(lambda: len(server.workers) == 2, 1)
+            wait_for(lambda one=one: one not in server.workers, 5)
+            wait_for(lambda: len(server.workers) == 2, 5)
             [line] = lines(server, f"worker {one} ended ")
             assert f"ended {words} after " in line
             assert "starting another in 0.1 s" in line
@@ -712,7 +712,7 @@ def a_killed_master_leaves_nothing_behind() -> None:
     with Gsmtpd({"server": {"processes": 2}}) as server:
         workers = server.workers
         os.kill(server.pid, signal.SIGKILL)
-        wait_for(lambda: not any(map(alive, workers)), 2)
+        wait_for(lambda: not any(map(alive, workers)), 10)
         server.start()
         assert delivered(server) == 250
         assert status(server)["pid"] == server.pid
