@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -87,7 +88,7 @@ def schema(config: Config) -> list[str]:
 def make_tables(config: Config) -> str:
     """Make the configured store's tables where they are missing; says where. Raises StoreError."""
     if config.store.backend == "sqlite":
-        sqlite.connect(config.store.sqlite.path).close()
+        sqlite.make(config.store.sqlite.path)
         return f"the tables are in {config.store.sqlite.path}"
     database = make_database(config)
     mysql.execute(database, schema(config))
@@ -95,9 +96,9 @@ def make_tables(config: Config) -> str:
 
 
 def check_store(config: Config) -> None:
-    """Whether the configured store can be used now. Raises StoreError."""
+    """Whether the configured store can be used now; makes nothing. Raises StoreError."""
     if config.store.backend == "sqlite":
-        sqlite.connect(config.store.sqlite.path).close()
+        sqlite.check(config.store.sqlite.path)
     elif config.store.backend == "mysql":
         store = _mysql_store(config, lambda size: None, warn=False)
         try:
@@ -112,7 +113,14 @@ def prepare_store(config: Config) -> None:
     Raises StoreError.
     """
     if config.store.backend == "sqlite":
-        check_store(config)
+        sqlite.make(config.store.sqlite.path)
+
+
+def settle_store(config: Config) -> None:
+    """Leave all mail in the mail file itself, once no process writes there any more."""
+    if config.store.backend == "sqlite":
+        with suppress(StoreError):
+            sqlite.settle(config.store.sqlite.path)
 
 
 def make_engine(

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from gsmtpd import __version__, app, config, daemon, privileges, worker
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-l", metavar="LOG", dest="log", help="write the log to the file LOG")
     made.add_argument("-v", dest="verbose", action="store_true", help="log more (level debug)")
     made.add_argument("-n", dest="foreground", action="store_true",
-                      help="stay in the foreground and log to stderr")  # fmt: skip
+                      help="stay in the foreground, and log to stderr by default")  # fmt: skip
     made.add_argument("--inetd", dest="inetd", action="store_true",
                       help="serve one client on stdin and stdout, as inetd, xinetd or systemd's"
                       " Accept=yes start it")  # fmt: skip
@@ -78,11 +78,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run gsmtpd; returns the exit code."""
     said = sys.argv[1:] if arguments is None else arguments
     try:
-        # Before anything can print: xinetd gives the client as stderr, too.
-        return _inetd(said) if "--inetd" in said else _run(parser().parse_args(said))
+        if "--inetd" in said:
+            return _inetd(said)  # before anything can print: xinetd gives the client as stderr, too
+        open_standard_files()
+        return _run(parser().parse_args(said))
     except Stop as stop:
         print(f"gsmtpd: {stop}", file=sys.stderr)
         return stop.code
+    except OSError as error:
+        # The system has no more processes, descriptors or memory.
+        print(f"gsmtpd: cannot start: {error}", file=sys.stderr)
+        return EX_UNAVAILABLE
+
+
+def open_standard_files() -> None:
+    """Open what is closed of stdin, stdout and stderr: other files would be taken for them."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
 
 
 def _inetd(arguments: Sequence[str]) -> int:
@@ -152,7 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         return EX_OK
     identity = _intended(chosen)
     if options.test:
-        return _test(chosen)
+        return _test(chosen, identity)
     # Until the master takes them: they would end us.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
     os.umask(UMASK)
@@ -163,13 +179,21 @@ def _run(options: argparse.Namespace) -> int:
 def _chosen(options: argparse.Namespace) -> tuple[config.Config, Callable[[], config.Config]]:
     """The config, and what reads it again. Raises Stop."""
     # A daemon reads them again from another directory.
-    path = os.path.abspath(options.config)
-    log = os.path.abspath(options.log) if options.log else options.log
+    try:
+        path = os.path.abspath(options.config)
+        log = os.path.abspath(options.log) if options.log else options.log
+    except FileNotFoundError:
+        raise Stop(EX_USAGE, "the current directory is gone; go to another one") from None
     load_again = partial(_load, path, options.port, log, options.verbose)
     return _said(load_again), load_again
 
 
-def _test(chosen: config.Config) -> int:
+def _test(chosen: config.Config, identity: privileges.Identity) -> int:
+    """What can be said of a configuration as the user it is for."""
+    os.umask(UMASK)
+    _become(chosen, identity)
+    for problem in _unreadable(chosen, identity):
+        print(f"gsmtpd: warning: {problem}", file=sys.stderr)
     print(f"{chosen.path}: the configuration is good")
     try:
         app.check_store(chosen)
@@ -203,13 +227,11 @@ def _serve(
         # The kernel lets sockets of one user only share a port, see open_listeners.
         os.fchown(held.socket.fileno(), identity.uid, identity.gid)
     _become(chosen, identity)
-    pid_file = None if foreground else _pid_file(chosen)
+    if foreground:
+        return Master(_setup(chosen, identity, listeners, True), load_again, notifier, True).run()
+    pid_file = _pid_file(chosen)
     try:
-        setup = Setup(chosen, listeners, _prepare(chosen, foreground))
-        setup.logs.install()
-        _warn_of_user(chosen, identity)
-        if pid_file is None:
-            return Master(setup, load_again, notifier, foreground).run()
+        setup = _setup(chosen, identity, listeners, False)
         if pid_file.stale:
             _log.warning(
                 "took over the pid file of process %s, which has not ended well", pid_file.stale
@@ -217,17 +239,46 @@ def _serve(
         kept = [*setup.logs.descriptors, pid_file.descriptor]
         caller = daemon.detach([*kept, *(held.socket.fileno() for held in listeners)])
         pid_file.write()
+        return _run_daemon(setup, load_again, notifier, pid_file, caller)
+    finally:
+        pid_file.remove()
+
+
+def _setup(
+    chosen: config.Config,
+    identity: privileges.Identity,
+    listeners: list[Listener],
+    foreground: bool,
+) -> Setup:
+    """What the first workers are made from, its logs in use. Raises Stop."""
+    setup = Setup(chosen, listeners, _prepare(chosen, foreground))
+    setup.logs.install()
+    # A log that cannot be written is complained of on stderr, and soon that is nobody's.
+    _log.info("gsmtpd %s starts", __version__)
+    _warn_of_user(chosen, identity)
+    _warn_of_control(chosen)
+    return setup
+
+
+def _run_daemon(
+    setup: Setup,
+    load_again: Callable[[], config.Config],
+    notifier: Notifier,
+    pid_file: daemon.PidFile,
+    caller: daemon.Caller,
+) -> int:
+    try:
         return Master(
             setup,
             load_again,
             notifier,
-            foreground,
+            foreground=False,
             on_ready=caller.say_ready,
             in_worker=partial(_close, pid_file, caller),
         ).run()
-    finally:
-        if pid_file is not None:
-            pid_file.remove()
+    except Exception:
+        _log.exception("gsmtpd ends by a fault")  # stderr is nobody's to read
+        raise
 
 
 def _close(*masters: daemon.PidFile | daemon.Caller) -> None:
@@ -241,6 +292,12 @@ def _intended(chosen: config.Config) -> privileges.Identity:
         return _identity(chosen)
     except privileges.PrivilegeError as error:
         raise Stop(EX_CONFIG, str(error)) from error
+
+
+def become_owner(chosen: config.Config) -> None:
+    """As root, become the user who must be able to write the mail file. Raises Stop."""
+    if chosen.store.backend == "sqlite":
+        _become(chosen, _intended(chosen))
 
 
 def _become(chosen: config.Config, identity: privileges.Identity) -> None:
@@ -259,12 +316,26 @@ def _warn_of_user(chosen: config.Config, identity: privileges.Identity) -> None:
     """A reload reads the configuration again, as whom we are by now."""
     if identity.uid == 0:
         _log.warning("running as root, as [server] user says")
+    for problem in _unreadable(chosen, identity):
+        _log.warning("%s", problem)
+
+
+def _warn_of_control(chosen: config.Config) -> None:
+    path = chosen.server.control_socket
+    if path and not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        print(
+            f"gsmtpd: warning: cannot make the control socket {path}, so gsmtpctl status, reload"
+            " and stop will not reach this server; set [server] control_socket",
+            file=sys.stderr,
+        )
+
+
+def _unreadable(chosen: config.Config, identity: privileges.Identity) -> Iterator[str]:
     for path in dict.fromkeys((chosen.path, *chosen.secret_files)):
         if not os.access(path, os.R_OK):
-            _log.warning(
-                "%s cannot be read as the user %s, so a reload will be refused; cure it with:"
-                " chgrp %d %s && chmod 640 %s",
-                *(path, identity.user, identity.gid, path, path),
+            yield (
+                f"{path} cannot be read as the user {identity.user}, so a reload will be refused;"
+                f" cure it with: chgrp {identity.group} {path} && chmod 640 {path}"
             )
 
 

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run gsmtpctl; returns the exit code."""
     options = parser().parse_args(arguments)
     os.umask(cli.UMASK)
+    cli.open_standard_files()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # mail may hold what this terminal cannot show
     run: Callable[[argparse.Namespace], int] = options.run
@@ -174,6 +175,7 @@ def _stop(options: argparse.Namespace) -> int:
 def _init_db(options: argparse.Namespace) -> int:
     config = cli.load(options.config)
     if options.apply:
+        cli.become_owner(config)
         print(app.make_tables(config))
         return cli.EX_OK
     for statement in app.schema(config):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -100,6 +101,8 @@ def already_running(pid: str, path: str) -> PidFileError:
 
 def _refused(path: str, error: OSError) -> PidFileError:
     reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    if error.errno == errno.EACCES and os.path.exists(path):
+        reason = "the file that is there is another user's; remove it"
     return PidFileError(
         f"cannot write the pid file {path}: {reason};"
         " set [server] pid_file to a file in a directory that gsmtpd's user may write",
@@ -146,7 +149,11 @@ def detach(keep: Sequence[int]) -> Caller:
     ended, ready = os.pipe()
     if os.fork():
         os.close(ready)
-        os._exit(0 if os.read(ended, 1) else 70)
+        if os.read(ended, 1):
+            os._exit(0)
+        sys.stderr.write("gsmtpd: the daemon ended before it was ready; its log says why\n")
+        sys.stderr.flush()
+        os._exit(70)
     os.close(ended)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY or hard > MAX_DESCRIPTORS:

@@ -136,6 +136,14 @@ class FileLog(logging.Handler):
                 f" set {setting} to a file in a directory that gsmtpd may write"
             ) from error
         self._losses = _Losses()
+        if not self._may_block and not _ends_with_a_line(path):
+            self._losses.add(0, cut=True)
+
+    def inherit(self, old: FileLog) -> None:
+        """Take over the account of what `old`, which led to the same file, has lost."""
+        lost, cut = old._losses.take() if old._path == self._path else (0, False)
+        if lost or cut:
+            self._losses.add(lost, cut)
 
     def _open(self) -> int:
         return os.open(self._path, _FLAGS, 0o640)
@@ -263,6 +271,18 @@ class FileLog(logging.Handler):
         super().close()
 
 
+def _ends_with_a_line(path: str) -> bool:
+    """Whether what is appended to `path` begins a line."""
+    try:
+        with open(path, "rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:
+        return True  # it cannot be known
+
+
 def _within_a_line(octets: bytes, written: int) -> bool:
     return written > 0 and octets[written - 1 : written] != b"\n"
 
@@ -378,6 +398,13 @@ class Logs:
                 self._log.close()
                 raise
             self._mail.setFormatter(LineFormatter(self._line))
+
+    def inherit(self, old: Logs) -> None:
+        """Say in these logs what the `old` ones, in whose place they come, have lost."""
+        for sink in self._sinks:
+            for before in old._sinks:
+                if isinstance(sink, FileLog) and isinstance(before, FileLog):
+                    sink.inherit(before)
 
     def install(self) -> None:
         """Send the program's own log here from now on."""

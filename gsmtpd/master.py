@@ -6,6 +6,7 @@ connection to any database, so nothing of that kind is ever shared by a fork.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import selectors
@@ -22,7 +23,13 @@ from gsmtpd.logs import LogError
 from gsmtpd.metrics import Counter
 from gsmtpd.privileges import PrivilegeError
 from gsmtpd.server.engine import STOP_WITHIN, stacks
-from gsmtpd.server.listeners import Listener, ListenError, close_listeners, open_listeners
+from gsmtpd.server.listeners import (
+    Listener,
+    ListenError,
+    close_listeners,
+    open_listeners,
+    take_leave,
+)
 from gsmtpd.signals import SignalQueue
 from gsmtpd.storage.base import StoreError
 from gsmtpd.systemd import Notifier
@@ -124,6 +131,7 @@ class Master:
                 time.sleep(0.1)
         if self._control is not None:
             self._control.close()
+        app.settle_store(self._current.config)
         _log.info("stopped")
         self._signals.close()  # one that is sent twice does not end us otherwise
         return 0
@@ -236,7 +244,7 @@ class Master:
         status = self.status()
         for name, value in status.items():
             for one in value if isinstance(value, list) else [value]:
-                _log.warning("master %d: %s: %s", os.getpid(), name, one)
+                _log.warning("master %d: %s: %s", os.getpid(), name, json.dumps(one))
         for line in stacks():
             _log.warning("master %d: %s", os.getpid(), line)
 
@@ -289,8 +297,9 @@ class Master:
         reload.deadline = time.monotonic() + LEFT_WITHIN
         self._say_ready()
         self._current.logs.install()
+        self._current.logs.inherit(old.logs)
         old.logs.close()
-        close_listeners(old.listeners, but=self._current.listeners)
+        take_leave(old.listeners, but=self._current.listeners)
         if _fixed(old.config) != _fixed(self._current.config):
             reload.warnings.append(
                 "[server] user, group, pid_file and control_socket change at a restart only"

@@ -23,6 +23,7 @@ class Identity:
     """A user with its group and all its groups."""
 
     user: str
+    group: str
     uid: int
     gid: int
     groups: tuple[int, ...]
@@ -31,7 +32,8 @@ class Identity:
 def ours() -> Identity:
     """Who we are now."""
     uid, gid = os.geteuid(), os.getegid()
-    return Identity(str(uid), uid, gid, tuple({gid, *os.getgroups()}))
+    groups = tuple({gid, *os.getgroups()})
+    return Identity(str(uid), str(gid), uid, gid, groups)
 
 
 def find(user: str, group: str) -> Identity:
@@ -45,12 +47,14 @@ def find(user: str, group: str) -> Identity:
         ) from None
     try:
         gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid
+        group = group or grp.getgrgid(gid).gr_name
     except KeyError:
         raise PrivilegeError(
             f'there is no group "{group}"; make it (addgroup --system {group}), or leave'
             " [server] group empty for the user's own"
         ) from None
-    return Identity(user, entry.pw_uid, gid, tuple(os.getgrouplist(user, gid)))
+    groups = tuple(os.getgrouplist(user, gid))
+    return Identity(user, group, entry.pw_uid, gid, groups)
 
 
 def intended(user: str, group: str) -> Identity:

@@ -61,6 +61,7 @@ class Child:
     beats: list[int] = field(default_factory=list)
     silent: int = 0  # looks since the last beat
     kill_at: float | None = None
+    killed: bool = False  # by us, as it hung
 
     @property
     def state(self) -> str:
@@ -140,9 +141,10 @@ class Workers:
 
     def kill(self) -> None:
         """End those that have not stopped."""
-        for pid in self._children:
-            _log.error("worker %d did not stop in time; killing it", pid)
-            os.kill(pid, signal.SIGKILL)
+        for child in self._children.values():
+            _log.error("worker %d did not stop in time; killing it", child.pid)
+            child.killed = True
+            os.kill(child.pid, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all."""
@@ -182,6 +184,7 @@ class Workers:
         for child in self._children.values():
             if child.kill_at is not None and now >= child.kill_at:
                 child.kill_at = None
+                child.killed = True
                 os.kill(child.pid, signal.SIGKILL)
 
     def look(self) -> None:
@@ -291,7 +294,7 @@ class Workers:
         self.counters.give_back(child.rows)
         self._hang_up(child)
         lived = time.monotonic() - child.began
-        how = f"worker {child.pid} ended {_how(code)} after {lived:.1f} s"
+        how = f"worker {child.pid} ended {_how(code, child.killed)} after {lived:.1f} s"
         if child.leaving:
             self._check_left()
             if code:
@@ -322,8 +325,8 @@ def _forked() -> int:
         return -1
 
 
-def _how(code: int) -> str:
-    """How a process ended, in words."""
-    if code == -signal.SIGKILL:
+def _how(code: int, killed: bool) -> str:
+    """How a process ended, in words. killed: by us."""
+    if code == -signal.SIGKILL and not killed:
         return "by SIGKILL (somebody killed it, or the kernel was out of memory)"
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

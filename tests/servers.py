@@ -418,8 +418,9 @@ class Gsmtpd(Server):
     def configure(self, settings: Settings) -> None:
         """Write the configuration file anew: the defaults of the tests, then `settings`."""
         merged = merge(self._defaults(), settings)
+        is_new = not self.conf.exists()
         self.conf.write_text(render(merged))
-        if merged["store"].get("mysql", {}).get("password"):
+        if is_new and merged["store"].get("mysql", {}).get("password"):
             self.conf.chmod(0o600)  # gsmtpd refuses a password that others can read
 
     def _defaults(self) -> dict[str, Any]:

@@ -103,5 +103,7 @@ def stacks() -> Iterator[str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         calls = reversed(traceback.extract_stack(frame)[-_MAX_CALLS:])
-        where = " < ".join(f"{call.filename}:{call.lineno} {call.name}" for call in calls)
+        where = " < ".join(
+            f"{'/'.join(call.filename.split('/')[-2:])}:{call.lineno} {call.name}" for call in calls
+        )
         yield f"thread {names.get(ident, ident)}: {where}"

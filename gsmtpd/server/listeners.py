@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from gsmtpd.server.tcp import bind, share_port
+from gsmtpd.server.tcp import bind, overlook_clients, share_port
 
 HostPort = tuple[str, int]
 Wanted = Mapping[str, Sequence[HostPort]]  # name of a listener → its addresses
@@ -69,6 +70,7 @@ def open_listeners(wanted: Wanted, held: Sequence[Listener] = ()) -> list[Listen
             for address in addresses if not passed else ():
                 old = next((h for h in free if h.address == address), None)
                 if old is None:
+                    _refuse_overlap(address, found)
                     found.append(Listener(name, address, _bind(address, held)))
                 else:
                     free.remove(old)
@@ -77,6 +79,30 @@ def open_listeners(wanted: Wanted, held: Sequence[Listener] = ()) -> list[Listen
         close_listeners(found, but=held)
         raise
     return found
+
+
+def _refuse_overlap(address: HostPort, found: Sequence[Listener]) -> None:
+    """Two of our own addresses that exclude one another are not another program's fault."""
+    for other in found:
+        if other.address is None or not address[1] or other.address[1] != address[1]:
+            continue
+        hosts = {address[0], other.address[0]}
+        if "0.0.0.0" in hosts and not any(":" in host for host in hosts):  # noqa: S104
+            raise ListenError(
+                f"cannot listen on {_written(address)} beside {_written(other.address)}: 0.0.0.0 is"
+                " all IPv4 addresses; write one of the two"
+            )
+
+
+def take_leave(listeners: Iterable[Listener], but: Iterable[Listener]) -> None:
+    """Close those that are not in `but`, while other processes still accept who has come."""
+    kept = {listener.socket for listener in but}
+    for listener in listeners:
+        # A passed socket stays the service manager's, who may give it to the next gsmtpd.
+        if listener.socket not in kept and listener.address is not None:
+            with suppress(OSError):
+                overlook_clients(listener.socket)
+    close_listeners(listeners, but)
 
 
 def close_listeners(listeners: Iterable[Listener], but: Iterable[Listener] = ()) -> None:

@@ -235,6 +235,9 @@ class SMTPThread(threading.Thread):
         for connection in list(self._connections.values()):
             connection.close()
         self.maillog.flush()
+
+    def close(self) -> None:
+        """Close its own descriptors. Call it when the thread has ended: `wake` needs them."""
         self._epoll.close()
         os.close(self._wakeup)
 
@@ -298,3 +301,5 @@ class SMTPThreadPool:
             thread.stop()
         for thread in self._threads:
             thread.join(timeout)
+            if not thread.is_alive():
+                thread.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,8 @@ from gsmtpd.storage.writer import GroupCommitWriter
 _log = logging.getLogger(__name__)
 
 BACKLOG = 4096  # socketserver's 5 refuses a burst; the kernel caps this at net.core.somaxconn
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_BPF_RET = 6  # linux/bpf_common.h; with 0: take 0 octets of the packet
 _LAST_ROUNDS = 256  # of accepting before the socket is closed: the whole backlog, and no more
 ACCEPT_AT_ONCE = 16  # connections taken per round, so that those taken before are served as well
 
@@ -40,6 +44,17 @@ class Limits:
 def share_port(listener: socket.socket, on: bool) -> None:
     """Let, or no longer let, other sockets of this user be bound to the port beside it."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, on)
+
+
+def overlook_clients(listener: socket.socket) -> None:
+    """Have the kernel overlook further clients of `listener`: theirs asks again, a second later.
+
+    Those who have come are still to be accepted. A client that comes between the last accept and
+    the close of a socket would be reset; overlooked, it comes to the socket that takes its place.
+    """
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))  # see socket(7), SO_ATTACH_FILTER
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def bind(host: str, port: int, share: bool = False) -> socket.socket:

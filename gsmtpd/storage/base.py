@@ -52,7 +52,7 @@ class Health:
         now = time.monotonic()
         if self._said is None or self._said[0] != text or now - self._said[1] > self._repeat:
             self._said = (text, now)
-            _log.error("%s: %s; answering 451 until this is mended", self._name, text)
+            _log.error("%s: %s; mail is answered with 4xx until this is mended", self._name, text)
 
     def well(self) -> None:
         """Log the recovery, if there was trouble."""

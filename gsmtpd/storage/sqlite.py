@@ -39,7 +39,10 @@ def connect(path: str, durable: bool = True) -> sqlite3.Connection:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+    # Each connection belongs to one thread, but for its end, see SQLiteStore.close.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+    )
     deadline = time.monotonic() + _BUSY_TIMEOUT
     while True:
         try:
@@ -52,22 +55,48 @@ def _open(path: str) -> sqlite3.Connection:
             time.sleep(0.01)
 
 
+def make(path: str) -> None:
+    """Make the mail file where it is missing, and see that it can be written. Raises StoreError."""
+    connect(path).close()
+    if not _writable(path):  # SQLite opens it for reading then, and says so at the first mail
+        raise store_error(path, PermissionError())
+
+
+def check(path: str) -> None:
+    """Like `make`, but for making anything. Raises StoreError."""
+    if os.path.exists(path):
+        make(path)
+    elif not os.path.isdir(_folder(path)) or not _writable(path):
+        raise store_error(path, FileNotFoundError())
+
+
+def settle(path: str) -> None:
+    """Empty and remove the WAL, if nobody else has the file open. Raises StoreError."""
+    if os.path.exists(f"{path}-wal"):
+        connect(path).close()  # the last one to close does it
+
+
 def store_error(path: str, error: Exception) -> StoreError:
     """`error` as the StoreError for it."""
     return (StoreError if _writable(path) else StorePermissionError)(_explain(path, error))
 
 
 def _explain(path: str, error: Exception) -> str:
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = _folder(path)
     if not os.path.isdir(folder):
         return f"{path}: there is no directory {folder}; make it, or set [store] [[sqlite]] path"
     if not _writable(path):
-        return f"{path}: permission denied; the user gsmtpd runs as must be able to write {folder}"
+        what = folder if not os.access(folder, os.W_OK) else "the file, which is another user's"
+        return f"{path}: permission denied; the user gsmtpd runs as must be able to write {what}"
     return f"{path}: {error}"
 
 
+def _folder(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))
+
+
 def _writable(path: str) -> bool:
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = _folder(path)
     if not os.path.isdir(folder):
         return True  # it is not rights that are missing
     return os.access(folder, os.W_OK) and (not os.path.exists(path) or os.access(path, os.W_OK))
@@ -92,7 +121,8 @@ class SQLiteStore:
         self._rows = rows
         self._durable = durable
         self._local = threading.local()
-        self._health = Health(f"sqlite {path}")
+        self._connections: list[sqlite3.Connection] = []
+        self._health = Health("sqlite")
 
     def prepare(self) -> None:
         """Open the file and make its tables. Raises StoreError."""
@@ -114,7 +144,9 @@ class SQLiteStore:
         return [Outcome.STORED] * len(letters)
 
     def close(self) -> None:
-        """Connections belong to their threads and end with them."""
+        """Close all connections; the last one of all processes empties and removes the WAL."""
+        for connection in self._connections:
+            connection.close()
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -125,6 +157,7 @@ class SQLiteStore:
         if connection is None:
             try:
                 connection = self._local.connection = connect(self._path, self._durable)
+                self._connections.append(connection)
             except StoreError as trouble:
                 self._health.trouble(str(trouble))
                 raise
@@ -133,6 +166,7 @@ class SQLiteStore:
 
     def _forget(self, connection: sqlite3.Connection) -> None:
         connection.close()
+        self._connections.remove(connection)
         self._local.connection = None
 
     def _transaction(self, connection: sqlite3.Connection, letters: Sequence[Letter]) -> None:

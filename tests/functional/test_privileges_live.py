@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from gsmtpd.storage.schema import statements
 from tests.accounting import Client, count, send, table_of, with_token
 from tests.functional.test_control_live import AS_NOBODY
 from tests.functional.test_daemon import STOP, Daemon, alive
@@ -471,3 +473,51 @@ def test_no_password_is_ever_in_the_log_or_the_output() -> None:
         assert word not in server.output.read_text()
         for pid in server.pids():
             assert word.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+# --- the mail file is the daemon's, whoever looks at it before ------------------------------------
+
+
+def test_a_check_makes_no_file() -> None:
+    server = Nobodys()
+    done = gsmtpd(server, "-t")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not server.mail_db.exists()
+    server.close()
+
+
+def test_a_check_warns_of_what_the_user_cannot_do() -> None:
+    server = Nobodys()
+    server.mail_db.touch(0o644)  # root's
+    done = gsmtpd(server, "-t")
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert "store: " in done.stderr
+    assert "the file, which is another user's" in done.stderr
+    server.close()
+
+
+def test_a_mail_file_that_it_can_only_read_stops_the_start() -> None:
+    server = Nobodys()
+    with sqlite3.connect(server.mail_db) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        for statement in statements("sqlite"):
+            connection.execute(statement)
+    connection.close()
+    server.mail_db.chmod(0o644)
+    refused(server, 77, str(server.mail_db))
+
+
+def test_the_tables_that_root_makes_are_the_daemons() -> None:
+    server = Nobodys()
+    code = f"{PATHS}\nimport gsmtpd.ctl\nsys.exit(gsmtpd.ctl.main())"
+    done = subprocess.run(
+        [python(), "-c", code, "-c", str(server.conf), "init-db", "--apply"],
+        check=False,
+        capture_output=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert server.mail_db.stat().st_uid == nobody().pw_uid
+    with server:
+        assert send(server.address, with_token())[0].code == 250

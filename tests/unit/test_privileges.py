@@ -26,7 +26,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 # Ids that nobody has, so that owner and group are neither root's nor ours.
 US, OUR_GROUP, SECOND_GROUP, STRANGER = 64001, 64002, 64003, 64004
-IDENTITY = Identity("mail", US, OUR_GROUP, (OUR_GROUP, SECOND_GROUP))
+IDENTITY = Identity("mail", "mail", US, OUR_GROUP, (OUR_GROUP, SECOND_GROUP))
 
 
 # --- who ------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_directory_below_run() -> None:
         assert (status.st_uid, status.st_gid) == (US, OUR_GROUP)
         assert status.st_mode & 0o022 == 0
         path.chmod(0o700)
-        make_directory(str(path), Identity("other", 1, 1, (1,)))
+        make_directory(str(path), Identity("other", "other", 1, 1, (1,)))
         assert path.stat().st_uid == US, "one that is there is left alone"
     finally:
         path.rmdir()
