@@ -244,7 +244,8 @@ class Master:
         status = self.status()
         for name, value in status.items():
             for one in value if isinstance(value, list) else [value]:
-                _log.warning("master %d: %s: %s", os.getpid(), name, json.dumps(one))
+                text = one if isinstance(one, str) else json.dumps(one)
+                _log.warning("master %d: %s: %s", os.getpid(), name, text)
         for line in stacks():
             _log.warning("master %d: %s", os.getpid(), line)
 
