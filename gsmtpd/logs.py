@@ -136,7 +136,7 @@ class FileLog(logging.Handler):
                 f" set {setting} to a file in a directory that gsmtpd may write"
             ) from error
         self._losses = _Losses()
-        if not self._may_block and not _ends_with_a_line(path):
+        if path != STDERR and not self._may_block and not _ends_with_a_line(path):
             self._losses.add(0, cut=True)
 
     def inherit(self, old: FileLog) -> None:

@@ -1,6 +1,6 @@
 """What does the master do? It keeps the workers, and reloads and stops them when it is told to.
 
-It runs one loop over signals, its workers and the control socket; it has no thread and no
+It runs one loop over signals, its workers and the control socket; it has no thread and keeps no
 connection to any database, so nothing of that kind is ever shared by a fork.
 """
 

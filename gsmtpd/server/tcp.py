@@ -129,7 +129,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         """An SMTP thread accepts no more for it; the last one takes what waits, and closes it.
 
         Of each connection EPOLLEXCLUSIVE told one process, and that may have been this one. And
-        whoever is the last to close the socket resets what comes between: so nothing does.
+        the last process to close the socket resets who still waits: so nothing stands between.
         """
         with self._lock:
             self._accepting -= 1

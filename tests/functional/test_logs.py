@@ -18,7 +18,6 @@ import pytest
 
 from gsmtpd.smtp import reply
 from tests.accounting import Client, count, send, stuffed, table_of, with_token
-from tests.conftest import lacking
 from tests.servers import Gsmtpd, environment, wait_for
 from tests.unit.test_maillog import TIME, parsed
 
@@ -382,18 +381,6 @@ def test_a_message_that_is_stored_after_its_client_heard_451() -> None:
 
 
 # --- a full disk ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a file system of 16 KiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(path)]
-    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        lacking("the right to mount a tmpfs")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_a_full_disk_under_the_log_stops_no_mail_and_is_said_once(small_disk: Path) -> None:

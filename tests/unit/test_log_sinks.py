@@ -26,7 +26,6 @@ from gsmtpd import logs
 from gsmtpd.logs import LogError, Logs
 from gsmtpd.maillog import MailLog
 from gsmtpd.smtp import reply
-from tests.conftest import lacking
 from tests.servers import environment
 
 
@@ -51,18 +50,6 @@ def opened() -> Iterator[Callable[..., Logs]]:
     yield make
     for each in made:
         each.close()
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a file system of 16 KiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(path)]
-    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        lacking("the right to mount a tmpfs")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 class Syslog:
@@ -478,19 +465,19 @@ def write_until_full(mail: MailLog) -> int:
     return 250
 
 
-def test_a_full_disk(full: Path, stderr: Path, opened: Callable[..., Logs]) -> None:
-    own = opened(full / "log")
+def test_a_full_disk(small_disk: Path, stderr: Path, opened: Callable[..., Logs]) -> None:
+    own = opened(small_disk / "log")
     written = write_until_full(own.mail_log())
-    kept = (full / "log").read_text()
+    kept = (small_disk / "log").read_text()
     assert len(kept) == 16384
     assert said(stderr) == [
-        f"gsmtpd: cannot write the log {full}/log: No space left on device;"
+        f"gsmtpd: cannot write the log {small_disk}/log: No space left on device;"
         " log lines are lost until there is room, mail is not"
     ]
-    subprocess.run(["mount", "-o", "remount,size=64k", str(full)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64k", str(small_disk)], check=True)
     line(own.mail_log(), 999)
     line(own.mail_log(), 999)
-    *first, cut, report, last, end = said(full / "log")
+    *first, cut, report, last, end = said(small_disk / "log")
     lost = written - len(first)
     assert all(map(is_whole, first))
     assert cut == kept.rpartition("\n")[2] != ""
@@ -502,36 +489,38 @@ def test_a_full_disk(full: Path, stderr: Path, opened: Callable[..., Logs]) -> N
     assert len(said(stderr)) == 1
 
 
-def test_each_full_disk_is_said(full: Path, stderr: Path, opened: Callable[..., Logs]) -> None:
-    own = opened(full / "log", "info", "json")
+def test_each_full_disk_is_said(
+    small_disk: Path, stderr: Path, opened: Callable[..., Logs]
+) -> None:
+    own = opened(small_disk / "log", "info", "json")
     mail = own.mail_log()
     for times in (1, 2, 3):
-        fill(full)
+        fill(small_disk)
         write_until_full(mail)
         assert len(said(stderr)) == times
-        (full / "rest").unlink()
-        (full / "log").rename(full / f"log.{times}")
+        (small_disk / "rest").unlink()
+        (small_disk / "log").rename(small_disk / f"log.{times}")
         own.reopen()
         line(mail)
-        report, last = map(json.loads, said(full / "log"))
+        report, last = map(json.loads, said(small_disk / "log"))
         assert report["level"] == "warning"
         assert last["result"] == "closed"
-        (full / f"log.{times}").unlink()
+        (small_disk / f"log.{times}").unlink()
 
 
 def test_a_full_disk_is_said_once_by_all_processes(
-    full: Path, stderr: Path, opened: Callable[..., Logs]
+    small_disk: Path, stderr: Path, opened: Callable[..., Logs]
 ) -> None:
-    own = opened(full / "log")
-    fill(full)
+    own = opened(small_disk / "log")
+    fill(small_disk)
 
     in_children(8, lambda: write_until_full(own.mail_log()))
     assert len(said(stderr)) == 1
-    assert said(full / "log") == []
-    (full / "rest").unlink()
+    assert said(small_disk / "log") == []
+    (small_disk / "rest").unlink()
     # Whoever writes first says it, also one that has lost nothing itself.
     in_children(4, lambda: line(own.mail_log()))
-    lines = said(full / "log")
+    lines = said(small_disk / "log")
     assert [each for each in lines if "lines lost" in each] == lines[:1]
     assert lines[0].endswith(f': {8 * 250}"')
     assert sum("result=closed" in each for each in lines) == 4
