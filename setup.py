@@ -7,6 +7,12 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+
+def files(pattern: str) -> list[str]:
+    """Paths as setuptools wants them: relative to here."""
+    return sorted(str(path.relative_to(HERE)) for path in HERE.glob(pattern))
+
+
 setup(
     name="gsmtpd",
     version=re.search(r'__version__ = "(.+)"', (HERE / "gsmtpd/__init__.py").read_text())[1],
@@ -29,6 +35,11 @@ setup(
             "types-PyMySQL==1.2.0.20260923",
         ]
     },
+    data_files=[  # below the prefix: of a virtual environment, of /usr/local, of /usr
+        ("share/man/man5", files("man/*.5")),
+        ("share/man/man8", files("man/*.8")),
+        ("share/doc/gsmtpd/examples", ["etc/gsmtpd.conf", *files("etc/examples/*")]),
+    ],
     entry_points={
         "console_scripts": ["gsmtpd = gsmtpd.cli:main", "gsmtpctl = gsmtpd.ctl:main"],
     },

@@ -30,6 +30,11 @@ install_packages() {
   return $code
 }
 
+# build_depends FILE: the packages that a debian/control names in Build-Depends, without versions.
+build_depends() {
+  sed -n '/^Build-Depends:/,/^[^ ]*:/{/^ /{s/[ ,]//g;s/(.*//;p}}' "$1" | sed 's/debhelper-compat/debhelper/'
+}
+
 # find_python: the interpreter to use. Debian's own is preferred: it is built with more
 # optimisation than most others (a fifth less CPU per message).
 find_python() {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import pymysql
-from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped]
+
+try:
+    from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped]
+except ModuleNotFoundError:  # the Debian package brings it: Debian 12 has none
+    sys.path.append(f"{sys.prefix}/share/gsmtpd/vendor")
+    from dbutils.pooled_db import PooledDB
 
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.storage.base import Health, Letter, Outcome, StoreError
