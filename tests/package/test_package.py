@@ -1,0 +1,479 @@
+"""Does gsmtpd.deb hold what an administrator expects of a Debian package, on bare systems?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from gsmtpd import __version__
+from tests.conftest import lacking
+from tests.package.roots import Root, all_files, bare_system
+from tests.servers import ROOT, find_program
+
+RELEASES = ("bookworm", "trixie")
+BESIDE = (  # a machine with System V init, on which gsmtpd's dependencies are already
+    "sysvinit-core", "mariadb-server", "swaks", "sqlite3", "man-db", "logrotate", "postfix", "procps",
+    "bash-completion", "dpkg-dev", "apt-utils", "adduser", "python3-configobj", "python3-daemon", "python3-pymysql",
+)  # fmt: skip
+TOOLS = ("dpkg-buildpackage", "lintian", "debootstrap", "autopkgtest", "unshare", "nsenter")
+MAIL_DB = "/var/lib/gsmtpd/mail.db"
+KEEP = "/var/lib/gsmtpd/keep"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+class System(NamedTuple):
+    """A Debian release in layers: bare; with what stands beside gsmtpd; with gsmtpd as well."""
+
+    release: str
+    bare: Path
+    beside: Path
+    installed: Path
+
+    def with_gsmtpd(self) -> Root:
+        return Root(self.installed, self.beside, self.bare)
+
+    def without_gsmtpd(self) -> Root:
+        return Root(self.beside, self.bare)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what scripts/build-deb makes, and the package as gsmtpd.deb."""
+    for tool in TOOLS:
+        find_program(tool)
+    if os.geteuid():
+        lacking("the rights of root, to make bare Debian systems")
+    directory = tmp_path_factory.mktemp("built")
+    build(ROOT, directory)
+    shutil.copy(next(directory.glob("*.deb")), directory / "gsmtpd.deb")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def deb(built: Path) -> Path:
+    """The package."""
+    return built / "gsmtpd.deb"
+
+
+@pytest.fixture(scope="module")
+def older_deb(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as version 0.0.9, whose gsmtpd.conf differs from today's."""
+    tree = tmp_path_factory.mktemp("older") / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
+    replace(tree / "DEBIAN/control", r"(?m)^Version: .*$", "Version: 0.0.9")
+    replace(tree / "etc/gsmtpd.conf", r"\A", "# The configuration of version 0.0.9\n")
+    replace(tree / "usr/lib/python3/dist-packages/gsmtpd/__init__.py", __version__, "0.0.9")
+    made = tree.parent / "older.deb"
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", tree, made], check=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def systems(
+    deb: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[System]]]:
+    """Both Debian releases, made side by side."""
+    with ThreadPoolExecutor() as executor:
+        yield {
+            release: executor.submit(make_system, release, deb, tmp_path_factory.mktemp(release))
+            for release in RELEASES
+        }
+
+
+@pytest.fixture(params=RELEASES)
+def system(request: pytest.FixtureRequest, systems: dict[str, Future[System]]) -> System:
+    """A Debian release."""
+    return systems[request.param].result()
+
+
+@pytest.fixture
+def root(system: System) -> Iterator[Root]:
+    """A system with gsmtpd as just installed, and MariaDB and others beside it, not running."""
+    with system.with_gsmtpd() as running:
+        yield running
+
+
+def make_system(release: str, deb: Path, directory: Path) -> System:
+    system = System(
+        release, bare_system(release, directory), directory / "beside", directory / "gsmtpd"
+    )
+    with Root(system.bare, keep=system.beside) as root:
+        root.fetch(*BESIDE)
+    with Root(system.beside, system.bare, keep=system.installed) as root:
+        install(root, deb)
+    return system
+
+
+def build(tree: Path, into: Path, **environment: str) -> None:
+    done = subprocess.run(
+        [tree / "scripts/build-deb", into],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    """Replace one place in a file."""
+    changed, number = re.subn(pattern, text, path.read_text(), count=1)
+    assert number == 1
+    path.write_text(changed)
+
+
+def install(root: Root, deb: Path) -> str:
+    root.put(deb, "/root/gsmtpd.deb")
+    return root.do("apt install -y ./gsmtpd.deb", network=True)
+
+
+def start_mariadb(root: Root) -> None:
+    root.do("/etc/init.d/mariadb start")
+    root.do("until mariadb-admin ping; do sleep 0.1; done")
+
+
+def configure(root: Root, **values: str) -> None:
+    """Set keys of gsmtpd.conf, each of which stands there once, as an administrator does."""
+    path = root.path("/etc/gsmtpd.conf")
+    for key, value in values.items():
+        replace(path, rf"(?m)^( *{key} =).*$", rf"\1 {value}")
+
+
+def send(root: Root, to: str = "you@example.com", subject: str = "a test") -> str:
+    return root.do(
+        f"swaks --server 127.0.0.1 --from a@example.org --to {to} --header 'Subject: {subject}'"
+    )
+
+
+# --- the build ----------------------------------------------------------------------------------
+
+
+def test_two_builds_are_the_same(built: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "elsewhere" / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, umask=0o077)
+    # Where this tree is ahead of its last commit, so is the clone.
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.split("\0"):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+        elif name:
+            (clone / name).unlink(missing_ok=True)
+    build(clone, tmp_path / "again", TZ="Pacific/Auckland", LC_ALL="C", HOME=str(tmp_path))
+    for one in sorted(path.name for path in built.glob("gsmtpd_*")):
+        if not one.endswith((".buildinfo", ".changes")):  # these say when and where
+            assert (built / one).read_bytes() == (tmp_path / "again" / one).read_bytes(), one
+
+
+def test_lintian_finds_nothing(built: Path) -> None:
+    changes = next(built.glob("*.changes"))
+    said = subprocess.run(
+        ["lintian", "--allow-root", "--no-cfg", "--fail-on=error,warning", "--show-overrides",
+         changes],
+        env=os.environ | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (said.returncode, said.stdout) == (0, ""), said.stderr
+
+
+def test_version_is_that_of_the_program(deb: Path) -> None:
+    said = subprocess.run(
+        ["dpkg-deb", "-f", deb, "Version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == __version__
+
+
+# --- installed ----------------------------------------------------------------------------------
+
+
+def test_bare_system(system: System, deb: Path) -> None:
+    """Nothing is there but what a minimal Debian has; the package brings the rest."""
+    with Root(system.bare) as root:
+        root.do("apt-get update -qq", network=True)
+        install(root, deb)
+        assert "the configuration is good" in root.do("gsmtpd -t")
+        assert root.do("dpkg -V") == ""
+        assert root.do("stat -c '%A %U:%G' /etc/gsmtpd.conf /var/lib/gsmtpd /var/log/gsmtpd").split(
+            "\n"
+        ) == [
+            "-rw-r----- root:gsmtpd",
+            "drwxr-x--- gsmtpd:gsmtpd",
+            "drwxr-s--- gsmtpd:adm",
+            "",
+        ]
+        # Neither enabled nor started.
+        assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 3)
+        assert root.do("ls /etc/rc?.d | grep gsmtpd | sort -u") == "K01gsmtpd\n"
+        # And it works.
+        root.do("/etc/init.d/gsmtpd start")
+        assert "is running" in root.do("/etc/init.d/gsmtpd status")
+        assert "accept mail" not in root.do("gsmtpctl list")
+        root.do("/etc/init.d/gsmtpd stop")
+        assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 3)
+
+
+def test_dbutils_of_debian_comes_first(system: System) -> None:
+    """The one in the package is for systems without."""
+    where = "python3 -c 'import gsmtpd.storage.mysql, dbutils; print(dbutils.__file__)'"
+    with system.with_gsmtpd() as root:
+        assert root.do(where) == "/usr/share/gsmtpd/vendor/dbutils/__init__.py\n"
+        if root.run("apt-cache show python3-dbutils").returncode == 0:
+            root.fetch("python3-dbutils")
+            assert root.do(where) == "/usr/lib/python3/dist-packages/dbutils/__init__.py\n"
+            assert "configuration is good" in root.do("gsmtpd -t")
+        else:
+            assert system.release == "bookworm"
+
+
+def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
+    """The five lines of gsmtpd.conf(5), the init script, and mail from inside."""
+    start_mariadb(root)
+    root.do(
+        """mariadb <<-EOF
+        CREATE DATABASE gsmtpd CHARACTER SET utf8mb4;
+        CREATE USER gsmtpd@localhost IDENTIFIED BY 'a password';
+        GRANT SELECT, INSERT, CREATE ON gsmtpd.* TO gsmtpd@localhost;
+        """
+    )
+    root.do(
+        "(umask 077; echo 'a password' >/etc/gsmtpd.password) && chown gsmtpd /etc/gsmtpd.password"
+    )
+    configure(
+        root,
+        accept="example.com",
+        backend="mysql",
+        host="/run/mysqld/mysqld.sock",
+        password_file="/etc/gsmtpd.password",
+    )
+    root.do("gsmtpctl init-db --apply")
+    assert "warning" not in root.do("gsmtpd -t")
+    root.do("/etc/init.d/gsmtpd start")
+    root.do("/etc/init.d/gsmtpd start")  # once more does nothing
+    send(root)
+    rows = root.do(
+        "mariadb --skip-column-names -e 'SELECT recipient, subject FROM gsmtpd.new_mail'"
+    )
+    assert rows == "you@example.com\ta test\n"
+    assert "a test" in root.do("gsmtpctl list")
+    # A reload takes over the domains; a mistake is refused, and the old ones stay.
+    configure(root, accept="example.net")
+    root.do("/etc/init.d/gsmtpd reload")
+    send(root, "you@example.net")
+    configure(root, accept="not a domain")
+    assert "refused" in root.refuse("/etc/init.d/gsmtpd reload", 78)
+    assert "not a domain" in root.refuse("/etc/init.d/gsmtpd restart", 78)
+    send(root, "you@example.net")
+    # Even so it can be stopped.
+    root.do("/etc/init.d/gsmtpd stop")
+    assert root.run("pgrep gsmtpd").returncode == 1
+    assert root.do("mariadb --skip-column-names -e 'SELECT COUNT(*) FROM gsmtpd.new_mail'") == "3\n"
+
+
+def test_manual_pages_render(root: Root) -> None:
+    pages = sorted(path.name for path in (ROOT / "man").iterdir())
+    assert len(pages) == 4
+    for page in pages:
+        name, section = page.rsplit(".", 1)
+        shown = root.do(f"man {section} {name}")
+        assert shown.lower().startswith(f"{name}({section})")
+        assert len(shown.splitlines()) > 50
+        assert root.do(f"man --warnings {section} {name} 2>&1 >/dev/null") == ""
+    assert root.do("man gsmtpd").startswith("GSMTPD(8)")
+    for command in ("gsmtpd", "gsmtpctl"):
+        assert command in root.do(f"whatis {command}")
+
+
+def test_log_rotation(root: Root) -> None:
+    configure(
+        root,
+        accept="example.com",
+        file="/var/log/gsmtpd/gsmtpd.log",
+        mail_file="/var/log/gsmtpd/mail.log",
+    )
+    root.do("/etc/init.d/gsmtpd start")
+    send(root, subject="before")
+    root.do("logrotate --force /etc/logrotate.d/gsmtpd")
+    send(root, subject="after")
+    root.do("logrotate --force /etc/logrotate.d/gsmtpd")
+    send(root, subject="last")
+    count = "grep -c result=accepted"
+    assert root.do(f"{count} /var/log/gsmtpd/mail.log") == "1\n"
+    assert root.do(f"{count} /var/log/gsmtpd/mail.log.1") == "1\n"
+    assert root.do(f"zcat /var/log/gsmtpd/mail.log.2.gz | {count}") == "1\n"
+    assert "listening" in root.path("/var/log/gsmtpd/gsmtpd.log.1").read_text()
+    assert root.do("stat -c '%A %U:%G' /var/log/gsmtpd/mail.log") == "-rw-r----- gsmtpd:adm\n"
+
+
+def test_upgrade(system: System, deb: Path, older_deb: Path) -> None:
+    """The administrator's configuration stays, what runs is restarted, and no mail is lost."""
+    with system.without_gsmtpd() as root:
+        install(root, older_deb)
+        assert root.do("gsmtpd --version") == "gsmtpd 0.0.9\n"
+        configure(root, accept="edited.example.com")
+        root.do("chmod 600 /etc/gsmtpd.conf && chown gsmtpd: /etc/gsmtpd.conf")
+        root.do("update-rc.d gsmtpd enable && /etc/init.d/gsmtpd start")
+        send(root, "you@edited.example.com", "before")
+        # In the network of the machine the restarted daemon could not have port 25.
+        root.put(deb, "/root/gsmtpd.deb")
+        root.do("dpkg --force-confold -i gsmtpd.deb")
+        assert root.do("gsmtpctl --version") == f"gsmtpctl {__version__}\n"
+        assert f"gsmtpd {__version__}, " in root.do("gsmtpctl status")
+        assert root.do("stat -c '%A %U' /etc/gsmtpd.conf") == "-rw------- gsmtpd\n"
+        assert "edited.example.com" in root.path("/etc/gsmtpd.conf").read_text()
+        assert root.do("ls /etc/gsmtpd.conf*") == "/etc/gsmtpd.conf\n/etc/gsmtpd.conf.dpkg-dist\n"
+        assert "S" in root.do("basename /etc/rc2.d/*gsmtpd")
+        send(root, "you@edited.example.com", "after")
+        assert [word in root.do("gsmtpctl list") for word in ("before", "after")] == [True, True]
+
+
+def test_upgrade_leaves_stopped_what_is_stopped(system: System, deb: Path, older_deb: Path) -> None:
+    with system.without_gsmtpd() as root:
+        install(root, older_deb)
+        root.put(deb, "/root/gsmtpd.deb")
+        root.do("dpkg -i gsmtpd.deb")  # an unedited configuration is replaced without a question
+        assert "0.0.9" not in root.path("/etc/gsmtpd.conf").read_text()
+        assert root.do("stat -c '%A %U:%G' /etc/gsmtpd.conf") == "-rw-r----- root:gsmtpd\n"
+        assert root.do("dpkg -V gsmtpd") == ""
+        root.refuse("/etc/init.d/gsmtpd status", 3)
+
+
+def test_remove_purge_and_install_again(system: System, deb: Path) -> None:
+    with system.without_gsmtpd() as root:
+        before = state(root)
+        install(root, deb)
+        configure(root, accept="example.com", file="/var/log/gsmtpd/gsmtpd.log")
+        root.do("/etc/init.d/gsmtpd start")
+        send(root)
+        said = root.do("apt-get remove -y gsmtpd")
+        assert f"the mail in {Path(MAIL_DB).parent} stays" in said
+        assert root.run("pgrep gsmtpd").returncode == 1
+        assert "example.com" in root.path("/etc/gsmtpd.conf").read_text()
+        # Configuration and mail are still there for the next.
+        install(root, deb)
+        root.do("/etc/init.d/gsmtpd start")
+        assert "a test" in root.do("gsmtpctl list")
+        # Logs that were rotated, a mail file with its journal, an old configuration: all is ours.
+        root.do("logrotate --force /etc/logrotate.d/gsmtpd && touch /etc/gsmtpd.conf.dpkg-dist")
+        root.do("apt-get purge -y gsmtpd")
+        assert root.run("pgrep gsmtpd").returncode == 1
+        root.do("apt-get autoremove --purge -y")
+        after = state(root)
+        assert {path for path in after - before if "gsmtpd" in path} == set()
+        assert after - before == set()
+        assert before - after == set()
+        install(root, deb)
+        root.do("/etc/init.d/gsmtpd start")
+        assert "no mail yet" in root.do("gsmtpctl list")
+
+
+def state(root: Root) -> set[str]:
+    """All files, users and groups, but what apt, dpkg and caches keep of any package."""
+    others = (
+        "/var/lib/apt/", "/var/cache/", "/var/log/apt", "/var/log/dpkg.log", "/var/lib/dpkg/",
+        "/var/log/alternatives.log", "/var/lib/logrotate", "/etc/resolv.conf", "/var/lib/postfix",
+        "/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid",
+        "/etc/subgid",
+    )  # fmt: skip
+    accounts = root.do("cut -d: -f1 /etc/passwd /etc/group /etc/shadow /etc/gshadow").split()
+    return all_files(root, others) | {f"account {name}" for name in accounts}
+
+
+def test_mail_that_is_to_be_kept(root: Root, deb: Path) -> None:
+    configure(root, accept="example.com")
+    root.do("/etc/init.d/gsmtpd start")
+    send(root)
+    root.do(f"touch {KEEP}")
+    assert "is kept" in root.do("apt-get purge -y gsmtpd")
+    assert root.do(
+        "find / -xdev -name '*gsmtpd*' -not -path '/root/*' -not -path '/var/cache/*'"
+    ) == ("/var/lib/gsmtpd\n")
+    assert root.run("getent passwd gsmtpd").returncode == 2
+    assert root.do("stat -c '%A %U:%G' /var/lib/gsmtpd") == "drwx------ root:root\n"
+    # The number that the user had is somebody else's now.
+    root.do("adduser --quiet --system --group another")
+    install(root, deb)
+    configure(root, accept="example.com")
+    root.do("/etc/init.d/gsmtpd start")
+    send(root, subject="again")
+    mails = root.do("gsmtpctl list")
+    assert "a test" in mails
+    assert "again" in mails
+
+
+def test_beside_postfix(system: System, deb: Path) -> None:
+    """Postfix is as before; with its port taken, gsmtpd says who has it."""
+    with system.without_gsmtpd() as root:
+        root.do("postconf -e maillog_file=/var/log/postfix.log && postfix start")
+        postfix = (
+            "find /etc/postfix /var/spool/postfix -type f | sort | xargs md5sum; pgrep -x master"
+        )
+        before = root.do(postfix)
+        install(root, deb)
+        said = root.refuse("/etc/init.d/gsmtpd start", 69)
+        assert "/master" in said
+        assert f"process {root.do('pgrep -x master').strip()}" in said
+        assert root.do(postfix) == before
+        assert "Postfix" in root.do("swaks --server 127.0.0.1 --quit-after HELO")
+        # On an address of its own it runs beside it.
+        configure(root, address="127.0.0.1:2525", accept="example.com")
+        root.do("/etc/init.d/gsmtpd start")
+        root.do("swaks --server 127.0.0.1:2525 --to you@example.com")
+        root.do("apt-get purge -y gsmtpd")
+        assert root.do(postfix) == before
+
+
+def test_bug_report_holds_no_secret(root: Root) -> None:
+    """What reportbug runs, as it does: the report goes to descriptor 3."""
+    root.do("chmod 644 /etc/gsmtpd.conf && chown root:root /etc/gsmtpd.conf")
+    configure(root, password='"hunter, two"', host_name="mx.example.com")
+    root.do("chown gsmtpd: /etc/gsmtpd.conf && chmod 600 /etc/gsmtpd.conf")
+    report = root.do("/usr/share/bug/gsmtpd 3>&1")
+    assert "host_name = mx.example.com" in report
+    assert "pymysql" in report
+    assert "dbutils" in report
+    assert "hunter" not in report
+    # A slip that gsmtpd -t quotes.
+    configure(root, password='hunter, "two', max_clients="many")
+    assert "many" in root.refuse("gsmtpd -t", 78)
+    assert "hunter" not in root.do("/usr/share/bug/gsmtpd 3>&1")
+    # Somebody else may not read the configuration.
+    report = root.do("runuser -u nobody -- /usr/share/bug/gsmtpd 3>&1")
+    assert "cannot be read by nobody" in report
+
+
+def test_bash_completes(root: Root) -> None:
+    root.put(ROOT / "tests/package/complete.bash", "/root/complete.bash")
+    assert root.do("bash complete.bash gsmtpctl -c /etc/gsmtpd.conf st").split() == [
+        "status",
+        "stop",
+    ]
+    assert root.do("bash complete.bash gsmtpctl show --").split() == ["--help", "--raw"]
+    assert root.do("bash complete.bash gsmtpd -c /etc/gsm").split() == ["/etc/gsmtpd.conf"]
+    assert "--inetd" in root.do("bash complete.bash gsmtpd --").split()
+
+
+def test_autopkgtest(system: System, built: Path, tmp_path: Path) -> None:
+    """debian/tests, by Debian's own tool. It wants a directory, and gets one that is mounted."""
+    source = tmp_path / "source"
+    subprocess.run(["dpkg-source", "--extract", next(built.glob("*.dsc")), source], check=True)
+    with system.with_gsmtpd() as root:
+        root.path("/etc/apt/sources.list").write_text("")  # all is there: nothing to look for
+        done = subprocess.run(
+            [*root.inside(), "autopkgtest", "--no-built-binaries", built / "gsmtpd.deb", source,
+             "--", "chroot", root.mount],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    passed = [line.split()[0] for line in done.stdout.splitlines() if " PASS" in line]
+    assert sorted(passed) == ["first-mail", "manual", "mariadb"]
