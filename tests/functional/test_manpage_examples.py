@@ -1,0 +1,476 @@
+"""Do the examples in the manual pages work? Taken from the pages, with other ports and paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from configobj import ConfigObj  # type: ignore[import-untyped]
+
+from tests.accounting import Client, Gone, MySQLTable, count, rows, send, simple, table_of
+from tests.conftest import LACKING
+from tests.servers import (
+    Gsmtpd,
+    MariaDB,
+    Server,
+    environment,
+    find_program,
+    free_port,
+    mysql_store,
+    wait_for,
+)
+from tests.unit.test_manpages import Block, block, blocks, source
+
+MAIL = simple("Hello")
+OLD, YOUNG = "2001-02-03 04:05:06", "2999-02-03 04:05:06"
+TLS = "TLS for all the world: Postfix in front"
+STUNNEL = "TLS for those who must use it: stunnel"
+
+
+# --- running what is printed --------------------------------------------------------------------
+
+
+def replaced(text: str, changes: Mapping[str, object]) -> str:
+    """`text` with other ports and paths; each of them must be there."""
+    for old, new in changes.items():
+        assert old in text, f"{old} is not in\n{text}"
+        text = text.replace(old, str(new))
+    return text
+
+
+def commands(page: str, subsection: str) -> list[str]:
+    """The commands behind a prompt below a heading, a continued one as one line."""
+    text = "".join(b.text for b in blocks(page) if b.subsection == subsection)
+    lines = text.replace("\\\n", "").splitlines()
+    return [line[2:] for line in lines if line.startswith(("# ", "$ "))]
+
+
+def sql(kind: str, one: Block) -> Iterator[str]:
+    """The statements of a block, if it is for that kind of database."""
+    head, _, text = one.text.partition("\n")
+    if head.startswith("-- ") and kind in head[3:].split(", "):
+        yield from (part.strip() for part in text.split(";\n") if part.strip())
+
+
+def all_sql(kind: str, subsection: str) -> list[str]:
+    page = "gsmtpd-schema.5"
+    return [s for b in blocks(page) if b.subsection == subsection for s in sql(kind, b)]
+
+
+class Shell:
+    """Runs commands in a directory where some programs are ours.
+
+    programs: the text of a line of shell for each name.
+    """
+
+    def __init__(self, directory: Path, programs: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._bin = directory / "bin"
+        self._bin.mkdir()
+        for name, line in programs.items():
+            file = self._bin / name
+            file.write_text(f"#!/bin/sh\n{line}\n")
+            file.chmod(0o755)
+
+    def run(self, script: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run `script`; it ends where a command of it fails."""
+        path = f"{self._bin}:{os.environ['PATH']}:/usr/sbin"
+        return subprocess.run(
+            ["sh", "-e", "-c", script],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self._directory,
+            env=environment() | {"PATH": path} | environ,
+            timeout=60,
+        )
+
+    def works(self, script: str, **environ: str) -> str:
+        """Its output; an assertion fails unless it ends well."""
+        done = self.run(script, **environ)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+def ours(conf: Path | None = None) -> dict[str, str]:
+    """gsmtpd and gsmtpctl as they are here, with another configuration as the default."""
+    front = f"exec {shlex.quote(sys.executable)} -m"
+    c = f"-c {conf}" if conf else ""
+    return {"gsmtpd": f'{front} gsmtpd {c} "$@"', "gsmtpctl": f'{front} gsmtpd.ctl {c} "$@"'}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    """A directory with swaks at hand."""
+    find_program("swaks")
+    return tmp_path
+
+
+# --- the first mail -----------------------------------------------------------------------------
+
+
+def test_the_first_mail(sandbox: Path) -> None:
+    """As installed: gsmtpd serves localhost."""
+    with Gsmtpd({"domains": {"accept": ""}}) as daemon:
+        shell = Shell(sandbox, ours(daemon.conf) | {"systemctl": "exit 0"})
+        check, _, swaks, listing, show = commands("gsmtpd.8", "The first mail")
+        assert "the configuration is good" in shell.works(check)
+        said = shell.works(replaced(swaks, {"127.0.0.1": f"127.0.0.1:{daemon.port}"}))
+        assert "250 2.0.0 OK: queued as " in said
+        assert "you@localhost" in shell.works(listing)
+        assert re.search(r"^To: +you@localhost$", shell.works(show), re.MULTILINE)
+
+
+def test_a_trial_without_root(sandbox: Path) -> None:
+    script = replaced(block("gsmtpd.8", "A trial without root", "mkdir"), {"2525": free_port()})
+    shell = Shell(sandbox, ours())
+    user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        said = shell.works(script, GSMTPD_SERVER_USER=user)
+    finally:
+        shell.run("gsmtpctl -c trial/gsmtpd.conf stop")  # if it did not come so far
+    listed = next(line for line in said.splitlines() if line.startswith("     1  "))
+    assert "you@example.com" in listed
+    assert "Delivered-To: you@example.com\n" in said
+    assert said.endswith("stopped\n")
+    assert "result=accepted" in (sandbox / "trial" / "gsmtpd.log").read_text()
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+def certificate(directory: Path) -> None:
+    """What certbot leaves."""
+    subprocess.run(
+        [
+            *(find_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes"),
+            *("-keyout", "privkey.pem", "-out", "fullchain.pem", "-subj", "/CN=mx.example.com"),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=directory,
+    )
+
+
+class Stunnel(Server):
+    """stunnel with the configuration of the page in front of `daemon`."""
+
+    def __init__(self, daemon: Gsmtpd) -> None:
+        super().__init__("stunnel")
+        self.tls_port = free_port()
+        certificate(self.path)
+        text = replaced(
+            block("gsmtpd.8", STUNNEL, "foreground"),
+            {
+                "accept = :::587": f"accept = 127.0.0.1:{self.port}",
+                "accept = :::465": f"accept = 127.0.0.1:{self.tls_port}",
+                "connect = 127.0.0.1:2525": f"connect = 127.0.0.1:{daemon.port}",
+                "/etc/letsencrypt/live/mx.example.com": self.path,
+            },
+        )
+        if os.geteuid() != 0:
+            text = re.sub(r"^set[ug]id = stunnel4\n", "", text, flags=re.MULTILINE)
+        (self.path / "stunnel.conf").write_text(text)
+
+    def command(self) -> list[str]:
+        return [find_program("stunnel4"), str(self.path / "stunnel.conf")]
+
+
+def test_stunnel(sandbox: Path) -> None:
+    with Gsmtpd() as daemon, Stunnel(daemon) as stunnel:
+        shell = Shell(sandbox, {})
+        starttls, tls = (c for c in commands("gsmtpd.8", STUNNEL) if c.startswith("swaks"))
+        here = {"mx.example.com": "127.0.0.1"}
+        for swaks, port in (
+            (replaced(starttls, {"587": stunnel.port}), stunnel.port),
+            (replaced(tls, {"465": stunnel.tls_port}), stunnel.tls_port),
+        ):
+            said = shell.works(replaced(swaks, here))
+            assert f":{port}" in said
+            assert "=== TLS started" in said
+            assert "250 2.0.0 OK: queued as " in said
+        table = table_of(daemon)
+        assert count(table) == 2
+        assert table.query("SELECT DISTINCT ip_addr, is_tls FROM new_mail") == [("127.0.0.1", 0)]
+        # Who does not want TLS is hung up on.
+        client = Client(stunnel.address).hello()
+        with pytest.raises(Gone):
+            client.command("MAIL FROM:<a@example.org>")
+
+
+MASTER_CF = """\
+127.0.0.1:PORT inet n - n - - smtpd
+anvil unix - - n - 1 anvil
+bounce unix - - n - 0 bounce
+cleanup unix n - n - 0 cleanup
+defer unix - - n - 0 bounce
+error unix - - n - - error
+postlog unix-dgram n - n - 1 postlogd
+proxymap unix - - n - - proxymap
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+tlsmgr unix - - n 1000? 1 tlsmgr
+"""
+"""What runs in our Postfix: Debian's services as far as they are needed, without chroot."""
+
+
+class Postfix(Server):
+    """Postfix in front of `daemon`, set up by the commands of the page. It must be root's."""
+
+    def __init__(self, daemon: Gsmtpd) -> None:
+        super().__init__("postfix")
+        if os.geteuid() != 0:
+            pytest.skip(f"{LACKING}root, to run Postfix")
+        self.path.chmod(0o755)
+        self.etc, self.data = self.path / "etc", self.path / "data"
+        for directory in (self.etc, self.data, self.path / "queue", self.path / "bin"):
+            directory.mkdir()
+        certificate(self.path)
+        subprocess.run(["chown", "postfix", str(self.data)], check=True)
+        # No client is trusted, though ours are of this machine.
+        (self.etc / "main.cf").write_text(
+            "compatibility_level = 3.6\nmynetworks =\n"
+            f"maillog_file = {self.output}\nmaillog_file_prefixes = {self.path}\n"
+            f"queue_directory = {self.path}/queue\ndata_directory = {self.data}\n"
+        )
+        (self.etc / "master.cf").write_text(replaced(MASTER_CF, {"PORT": self.port}))
+        script = "\n".join(
+            c for c in commands("gsmtpd.8", TLS) if not c.startswith(("apt", "certbot", "swaks"))
+        )
+        changes = {"2525": daemon.port, "/etc/letsencrypt/live/mx.example.com": self.path}
+        postconf = f'exec {find_program("postconf")} -c {self.etc} "$@"'
+        self.path.joinpath("shell").mkdir()
+        shell = Shell(self.path / "shell", {"postconf": postconf, "systemctl": "exit 0"})
+        shell.works(replaced(script, changes))
+
+    def start(self, seconds: float = 30.0) -> None:
+        check = [find_program("postfix"), "-c", str(self.etc), "check"]  # makes the queue
+        subprocess.run(check, check=True, capture_output=True)
+        super().start(seconds)
+
+    def command(self) -> list[str]:
+        asked = [find_program("postconf"), "-c", str(self.etc), "-h", "daemon_directory"]
+        directory = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+        # -d: it stays in our session, so that nothing of it is left behind.
+        return [f"{directory.strip()}/master", "-c", str(self.etc), "-d"]
+
+
+def test_postfix(sandbox: Path) -> None:
+    with Gsmtpd() as daemon, Postfix(daemon) as postfix:
+        shell = Shell(sandbox, {})
+        (swaks,) = (c for c in commands("gsmtpd.8", TLS) if c.startswith("swaks"))
+        swaks = replaced(swaks, {"mx.example.com": f"127.0.0.1:{postfix.port}"})
+        said = shell.works(swaks)
+        assert "=== TLS started" in said
+        plain = shell.works(swaks.replace("--tls ", ""))
+        stored = rows(table_of(daemon))
+        for one, text in zip(stored, (said, plain), strict=True):
+            # The client hears gsmtpd itself.
+            assert f"250 2.0.0 OK: queued as {one.hash}" in text
+            assert one.content.startswith(b"Received: from ")
+            assert b" (Postfix) with ESMTP" in one.content
+        client = Client(postfix.address).hello()
+        assert client.command("MAIL FROM:<a@example.org> RET=FULL").code == 501
+        assert client.command("MAIL FROM:<a@example.org>").code == 250
+        assert client.command("RCPT TO:<a@example.org>").code in (454, 550, 554)
+        # No second message is smuggled in.
+        smuggler = Client(postfix.address).hello()
+        smuggler.begin(MAIL)
+        smuggler.send(b"one\r\n\n.\nMAIL FROM:<c@example.org>\r\nNOOP\r\n.\r\n")
+        assert smuggler.reply().code == 250
+        assert b"\r\nMAIL FROM:<c@example.org>\r\n" in rows(table_of(daemon))[-1].content
+        daemon.kill()
+        assert client.command("RCPT TO:<b@example.com>").code == 451
+
+
+# --- a balancer ---------------------------------------------------------------------------------
+
+
+class HAProxy(Server):
+    """HAProxy with the configuration of the page in front of two daemons."""
+
+    def __init__(self, first: Gsmtpd, second: Gsmtpd) -> None:
+        super().__init__("haproxy")
+        changes = {
+            ":::25 v4v6": f"127.0.0.1:{self.port}",
+            "192.0.2.11:25": f"127.0.0.1:{first.port}",
+            "192.0.2.12:25": f"127.0.0.1:{second.port}",
+        }
+        text = replaced(block("gsmtpd.8", "Two machines", "frontend"), changes)
+        (self.path / "haproxy.cfg").write_text(text)
+
+    def command(self) -> list[str]:
+        return [find_program("haproxy"), "-db", "-f", str(self.path / "haproxy.cfg")]
+
+
+def test_haproxy(mariadb: MariaDB, schema: str) -> None:
+    store = mysql_store(mariadb, schema)
+    with Gsmtpd(store) as first, Gsmtpd(store) as second, HAProxy(first, second) as balancer:
+        check = [find_program("haproxy"), "-c", "-f", str(balancer.path / "haproxy.cfg")]
+        subprocess.run(check, check=True, capture_output=True)
+        for _ in range(4):
+            assert send(balancer.address, MAIL)[0].code == 250
+        for daemon in (first, second):
+            assert "result=accepted" in daemon.log.read_text()
+        table = MySQLTable(mariadb, schema)
+        assert table.query("SELECT DISTINCT ip_addr FROM new_mail") == [("127.0.0.1",)]
+        assert first.stop() == 0
+        for _ in range(4):
+            assert send(balancer.address, MAIL)[0].code == 250
+        assert count(table) == 8
+
+
+# --- the table in MySQL -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MariaDB, Gsmtpd]]:
+    """A MariaDB with the settings of gsmtpd-schema(5), a gsmtpd as in gsmtpd.conf(5), one mail."""
+    page, heading = "gsmtpd.conf.5", "MySQL in five lines"
+    (settings,) = (b.lines for b in blocks("gsmtpd-schema.5") if b.lines[0] == "[mysqld]")
+    options = [f"--{line.replace(' ', '')}" for line in settings[1:]]
+    # The binary log is what sync_binlog is for.
+    with MariaDB(durable=True, options=[*options, "--log-bin"]) as server:
+        for statement in block(page, heading, "CREATE DATABASE").split(";\n"):
+            if statement.strip():
+                server.query(statement)
+        secret = tmp_path_factory.mktemp("etc") / "gsmtpd.password"
+        install, echo, init_db, check, _ = commands(page, heading)
+        install = install.replace(" -g gsmtpd", "").replace("640", "600")
+        for command in (install, echo):
+            script = replaced(command, {"/etc/gsmtpd.password": secret})
+            subprocess.run(["sh", "-e", "-c", script], check=True)
+        text = replaced(
+            block(page, heading, "[store]"),
+            {"/run/mysqld/mysqld.sock": server.socket, "/etc/gsmtpd.password": secret},
+        )
+        lines = text.splitlines()
+        assert len(lines) == 5
+        daemon = Gsmtpd(ConfigObj(lines, interpolation=False, list_values=False).dict())
+        shell = Shell(daemon.path, ours(daemon.conf))
+        assert shell.works(init_db) == "the tables are in database gsmtpd\n"
+        assert "warning" not in shell.run(check).stderr
+        with daemon:
+            assert send(daemon.address, MAIL)[0].code == 250
+            yield server, daemon
+
+
+def test_reading_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+    server, daemon = five_lines
+    server.query("TRUNCATE new_mail", database="gsmtpd")
+    assert send(daemon.address, MAIL)[0].code == 250
+    statements = [s.replace("you@", "b@") for s in all_sql("MySQL", "Reading")]
+    check_reading([server.query(statement, database="gsmtpd") for statement in statements])
+    assert server.query("SELECT COUNT(*) FROM new_mail", database="gsmtpd") == [(0,)]
+
+
+def test_rights_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+    server, daemon = five_lines
+    statements = [s for b in blocks("gsmtpd-schema.5") if b.section == "RIGHTS"
+                  for s in sql("MySQL", b)]  # fmt: skip
+    assert len(statements) == 3
+    for statement in statements:
+        server.query(statement)
+    daemon.kill()
+    daemon.start()
+    assert send(daemon.address, MAIL)[0].code == 250
+    reader = {"user": "reader", "password": "another password", "database": "gsmtpd"}
+    ((highest,),) = server.query("SELECT MAX(mail_id) FROM new_mail", **reader)
+    server.query("DELETE FROM new_mail WHERE mail_id = %s", (highest,), **reader)
+
+
+def test_deleting_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+    server, daemon = five_lines
+    step, *event, look = all_sql("MySQL", "Deleting old mail in MySQL")
+
+    def dates() -> set[str]:
+        return {str(d) for (d,) in server.query("SELECT date FROM new_mail", database="gsmtpd")}
+
+    def age() -> None:
+        """Two mails, an old one and a young one, and no other."""
+        server.query("DELETE FROM new_mail", database="gsmtpd")
+        for date in (OLD, YOUNG):
+            assert send(daemon.address, MAIL)[0].code == 250
+            server.query(
+                "UPDATE new_mail SET date = %s ORDER BY mail_id DESC LIMIT 1",
+                (date,),
+                database="gsmtpd",
+            )
+        assert dates() == {OLD, YOUNG}
+
+    age()
+    server.query(step, database="gsmtpd")
+    assert dates() == {YOUNG}
+    age()
+    for statement in event:
+        server.query(statement)
+    wait_for(lambda: dates() == {YOUNG})
+    assert [row[0] for row in server.query(look)] == ["delete_old_mail"]
+
+
+def test_the_settings_of_the_database(mariadb: MariaDB, five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+    _, daemon = five_lines
+    said = daemon.log.read_text()
+    assert "result=accepted" in said
+    assert "DURABILITY" not in said
+    assert "max_allowed_packet" not in said
+    ((packet,),) = mariadb.query("SELECT @@max_allowed_packet")  # as by default
+    assert f"to {(packet - 65536) // 2} bytes" in source("gsmtpd-schema.5")
+
+
+def check_reading(found: list[list[tuple[object, ...]]]) -> None:
+    """What the statements in "Reading" have found, where there is one mail, MAIL."""
+    newest, whole, sent, by_id, twice, hour, batch = found[:7]
+    assert len(newest) == len(whole) == len(sent) == len(batch) == 1
+    assert bytes(sent[0][0]) == MAIL.content  # type: ignore[arg-type]
+    assert bytes(whole[0][0]).endswith(MAIL.content)  # type: ignore[arg-type]
+    assert bytes(whole[0][0]).startswith(b"Delivered-To: b@example.com\r\n")  # type: ignore[arg-type]
+    assert by_id == twice == []
+    assert hour == [(1, len(MAIL.content))]
+
+
+# --- the table in SQLite ------------------------------------------------------------------------
+
+
+def test_reading_in_sqlite() -> None:
+    with Gsmtpd() as daemon:
+        assert send(daemon.address, MAIL)[0].code == 250
+        with sqlite3.connect(daemon.mail_db) as connection:
+            check_reading(
+                [
+                    connection.execute(s.replace("you@", "b@")).fetchall()
+                    for s in all_sql("SQLite", "Reading")
+                ]
+            )
+            assert connection.execute("SELECT COUNT(*) FROM new_mail").fetchone() == (0,)
+
+
+def test_deleting_and_copying_in_sqlite(sandbox: Path) -> None:
+    page, heading = "gsmtpd-schema.5", "Deleting old mail in SQLite"
+    find_program("sqlite3")
+    with Gsmtpd() as daemon:
+        send(daemon.address, *[MAIL] * 3)
+        with sqlite3.connect(daemon.mail_db) as connection:
+            connection.execute("UPDATE new_mail SET date = ? WHERE mail_id < 3", (OLD,))
+        connection.close()
+        changes = {"/var/lib/gsmtpd/mail.db": daemon.mail_db, "sleep 1": "sleep 0"}
+        script = replaced(block(page, heading, "#!/bin/sh"), changes)
+        (sandbox / "gsmtpd-delete-old").write_text(script)
+        shell = Shell(sandbox, {"runuser": 'shift 3; exec "$@"', "systemctl": "exit 0"})
+        assert shell.run("sh gsmtpd-delete-old").stderr == ""
+        assert [row.mail_id for row in rows(table_of(daemon))] == [3]
+        (copy,) = commands(page, "A copy of the mail file")
+        shell.works(replaced(copy, {"/var/lib/gsmtpd": daemon.path, "/root": sandbox}))
+        with sqlite3.connect(sandbox / "mail.db") as copied:
+            assert copied.execute("SELECT COUNT(*) FROM new_mail").fetchone() == (1,)
+        assert daemon.stop() == 0
+        smaller = "\n".join(commands(page, heading)[1:])
+        shell.works(replaced(smaller, {"/var/lib/gsmtpd": daemon.path}))
+        assert [row.mail_id for row in rows(table_of(daemon))] == [3]
