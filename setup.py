@@ -23,7 +23,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["gsmtpd", "gsmtpd.*"]),
     package_data={"gsmtpd": ["*.configspec"], "gsmtpd.storage.schema": ["*/*.sql"]},
-    install_requires=["configobj>=5.0.6", "DBUtils>=3.0", "PyMySQL>=1.0.2", "python-daemon>=2.3"],
+    install_requires=[
+        "configobj>=5.0.6",
+        "DBUtils>=3.0",
+        "PyMySQL[rsa]>=1.0.2",  # with rsa for the passwords of MySQL 8, which it encrypts
+        "python-daemon>=2.3",
+    ],
     extras_require={
         "test": [
             "aiosmtpd==1.4.6",

@@ -130,7 +130,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _serve_one(chosen: config.Config, client: StdioClient) -> int:
-    _become(chosen, _intended(chosen))
+    _become(_intended(chosen))
     logs = _prepare(chosen, client.log_to_stderr)
     logs.install()
     if not client.log_to_stderr:  # else they were said there
@@ -191,7 +191,7 @@ def _chosen(options: argparse.Namespace) -> tuple[config.Config, Callable[[], co
 def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     """What can be said of a configuration as the user it is for."""
     os.umask(UMASK)
-    _become(chosen, identity)
+    _become(identity)
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
     print(f"{chosen.path}: the configuration is good")
@@ -226,7 +226,9 @@ def _serve(
     for held in listeners if os.geteuid() == 0 else ():
         # The kernel lets sockets of one user only share a port, see open_listeners.
         os.fchown(held.socket.fileno(), identity.uid, identity.gid)
-    _become(chosen, identity)
+    for path in (chosen.server.pid_file, chosen.server.control_socket):
+        privileges.make_directory(os.path.dirname(path), identity)
+    _become(identity)
     if foreground:
         return Master(_setup(chosen, identity, listeners, True), load_again, notifier, True).run()
     pid_file = _pid_file(chosen)
@@ -297,14 +299,12 @@ def _intended(chosen: config.Config) -> privileges.Identity:
 def become_owner(chosen: config.Config) -> None:
     """As root, become the user who must be able to write the mail file. Raises Stop."""
     if chosen.store.backend == "sqlite":
-        _become(chosen, _intended(chosen))
+        _become(_intended(chosen))
 
 
-def _become(chosen: config.Config, identity: privileges.Identity) -> None:
+def _become(identity: privileges.Identity) -> None:
     if os.geteuid() != 0:
         return
-    for path in (chosen.server.pid_file, chosen.server.control_socket):
-        privileges.make_directory(os.path.dirname(path), identity)
     try:
         privileges.become(identity)
         privileges.check_program(__file__)

@@ -250,7 +250,10 @@ def _syntax(error: Any, report: Report) -> str:
         return "a quote is not closed; put the whole value in quotes"
     if _is_header(error):
         return "the header of a section is not closed; write [section] or [[name]]"
-    return 'neither "[section]" nor "key = value"; write one of them, and a list on one line'
+    return (
+        'neither "[section]" nor "key = value"; write one of them; a list over'
+        ' several lines stands within """ and """'
+    )
 
 
 # Its names, held against the spec

@@ -34,12 +34,22 @@ from pymysql.cursors import Cursor
 
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PACKAGES = {
+    "apparmor_parser": "apparmor",
+    "dpkg-buildpackage": "dpkg-dev",
+    "ip": "iproute2",
+    "lexgrog": "man-db",
+    "man": "man-db",
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
+    "nsenter": "util-linux",
+    "postconf": "postfix",
+    "setpriv": "util-linux",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
+    "systemctl": "systemd",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
+    "unshare": "util-linux",
 }
 START_SECONDS = 30.0
 POLL_SECONDS = 0.02

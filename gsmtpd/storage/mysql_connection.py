@@ -23,6 +23,7 @@ RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification
 NO_SPACE = {1021, 1114, 28}  # disk full, table full
 READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
 ALTERED = {1054, 1146}  # a column or the table is not there (any more)
+CANNOT_ENCRYPT = 2059  # an authentication plugin cannot be loaded
 LOST = {0, 1053, 1152, 1158, 1159, 1160, 1161, 1317, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031}
 # The row itself is at fault: value too long, out of range or no text; packet too big; a constraint.
 REFUSED = {1048, 1062, 1118, 1153, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1452, 1644, 3819, 4025}
@@ -97,7 +98,15 @@ def _connect_to(host: Host, database: Database) -> Any:
     )
     connection.to_host = host
     connection.since = time.monotonic()
-    connection.connect(_socket_to(host))
+    # As PyMySQL says of Unix sockets it has made: passwords go over them as they are.
+    connection._secure = host.unix_socket is not None
+    try:
+        connection.connect(_socket_to(host))
+    except RuntimeError as error:  # of PyMySQL: a password is to be encrypted, and it cannot
+        raise pymysql.err.OperationalError(
+            CANNOT_ENCRYPT,
+            f"{error} (Debian package python3-cryptography); or connect by the server's socket",
+        ) from error
     with connection.cursor() as cursor:
         cursor.execute("SELECT CONCAT_WS(' ', @@hostname, @@port, @@datadir)")
         connection.server = cursor.fetchone()[0]

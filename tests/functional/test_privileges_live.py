@@ -348,6 +348,12 @@ def test_a_directory_below_run_is_made(below_run: Path) -> None:
         server.close()
 
 
+def test_a_check_makes_no_directory(below_run: Path) -> None:
+    server = Nobodys({"server": {"pid_file": below_run / "gsmtpd.pid"}})
+    assert "is good" in gsmtpd(server, "-t").stdout
+    assert not below_run.exists()
+
+
 def test_a_directory_further_below_run(below_run: Path) -> None:
     path = below_run / "further" / "gsmtpd.pid"
     refused(Nobodys({"server": {"pid_file": path}}), 73, str(path.parent))
