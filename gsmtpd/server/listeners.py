@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from gsmtpd.server.port_owner import who_listens
 from gsmtpd.server.tcp import bind, overlook_clients, share_port
 
 HostPort = tuple[str, int]
@@ -137,7 +138,7 @@ def _explained(address: HostPort, error: OSError) -> ListenError:
             permission=True,
         )
     if error.errno == errno.EADDRINUSE:
-        return ListenError(f"{where}: another program listens there; stop it, or use -p PORT")
+        return ListenError(f"{where}: {who_listens(*address)}; stop it, or use -p PORT")
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(f"{where}: this machine has no such address; see: ip address")
     return ListenError(f"{where}: {error.strerror or error}")

@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ import pytest
 
 from tests.accounting import Client, count, send, table_of, with_token
 from tests.servers import (
-    ROOT,
     Gsmtpd,
     ServerError,
     Settings,
@@ -31,9 +29,6 @@ from tests.servers import (
     free_port,
     wait_for,
 )
-
-EXAMPLES = ROOT / "etc/examples"
-
 
 # --- socket activation --------------------------------------------------------------------------
 
@@ -352,45 +347,3 @@ def test_nobody_asked_for_signs_of_life(manager: Manager) -> None:
     with Gsmtpd():
         manager.wait_for("READY")
         assert not any("WATCHDOG" in message.fields for message in manager.hear_for(1.5))
-
-
-# --- the examples -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def units(tmp_path: Path) -> Path:
-    """The example units in a directory of their own, for a program that is there."""
-    program = tmp_path / "program"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    for unit in (*EXAMPLES.glob("*.socket"), *EXAMPLES.glob("*.service")):
-        text = unit.read_text().replace("/usr/bin/gsmtpd", str(program))
-        (tmp_path / unit.name).write_text(text)
-    return tmp_path
-
-
-def verified(*units: Path) -> str:
-    """What systemd says against them."""
-    command = [find_program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
-    done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return done.stdout
-
-
-def test_systemd_has_nothing_against_the_example_units(units: Path) -> None:
-    found = sorted([*units.glob("*.socket"), *units.glob("*.service")])
-    assert len(found) == 4
-    assert verified(*found) == ""
-
-
-def test_systemd_would_say_what_is_wrong(units: Path) -> None:
-    wrong = units / "gsmtpd.service"
-    wrong.write_text(wrong.read_text().replace("Restart=on-failure", "Restart=sometimes"))
-    assert "sometimes" in verified(wrong)
-
-
-def test_the_example_socket_is_for_the_listener_of_the_example_configuration() -> None:
-    named = re.search(r"^FileDescriptorName=(.+)$", (EXAMPLES / "gsmtpd.socket").read_text(), re.M)
-    assert named is not None
-    assert f"[[{named[1]}]]" in (ROOT / "etc/gsmtpd.conf").read_text()
