@@ -23,6 +23,7 @@ from typing import Self
 from tests.servers import ServerError, find_program
 
 CACHE = Path(os.environ.get("GSMTPD_TEST_CACHE", "~/.cache/gsmtpd-test")).expanduser()
+LOCAL_CERTIFICATES = "/usr/local/share/ca-certificates"
 KEEP_FOR = 30 * 86400  # seconds until a cached system is made anew
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -204,6 +205,8 @@ class Root:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
         names = " ".join(packages)
+        # Certificates of a proxy, if this machine is behind one.
+        shutil.copytree(LOCAL_CERTIFICATES, self.path(LOCAL_CERTIFICATES), dirs_exist_ok=True)
         self.do("apt-get update -qq", network=True)
         self.do(f"apt-get install -y -qq --no-install-recommends {names}", network=True)
         policy.unlink()
