@@ -46,7 +46,6 @@ find_python() {
       return 0
     fi
   done
-  say "gsmtpd needs Python 3.11 or newer; install it, or name it: PYTHON=/path/to/python3 $0"
   return 1
 }
 
@@ -54,7 +53,10 @@ find_python() {
 make_venv() {
   local stamp=.venv/.made"$1" python
   if [ -e "$stamp" ] && [ "$stamp" -nt setup.py ] && .venv/bin/python -c '' 2>/dev/null; then return 0; fi
-  python=$(find_python) || return 1
+  python=$(find_python) || { install_packages python3-venv && python=$(find_python); } || {
+    say "gsmtpd needs Python 3.11 or newer; install it, or name it: PYTHON=/path/to/python3 $0"
+    return 1
+  }
   say "setting up .venv with $python"
   if ! "$python" -m venv .venv >/dev/null 2>&1; then
     rm -rf .venv
