@@ -1,0 +1,68 @@
+"""Does bash complete what the two commands take, no more and no less?"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+
+from gsmtpd import cli, ctl
+from tests.servers import ROOT
+
+FILE = ROOT / "debian/gsmtpd.bash-completion"
+OFFERED = """
+source "$1"
+shift
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+"_$1"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def offered(*words: str) -> set[str]:
+    """What bash offers in place of the last word."""
+    command = ["bash", "-uc", OFFERED, "bash", str(FILE), *words]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {*said.split()}
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    [choices] = [action.choices for action in ctl.parser()._actions if action.dest == "verb"]
+    assert isinstance(choices, dict)
+    return choices
+
+
+def test_gsmtpd() -> None:
+    assert offered("gsmtpd", "") == options(cli.parser())
+    assert offered("gsmtpd", "-v", "--in") == {"--inetd"}
+
+
+def test_gsmtpctl() -> None:
+    assert offered("gsmtpctl", "") == options(ctl.parser()) | {*verbs()}
+    assert offered("gsmtpctl", "-c", "x", "st") == {"status", "stop"}
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_a_command_of_gsmtpctl(verb: str) -> None:
+    assert offered("gsmtpctl", verb, "") == options(verbs()[verb])
+    assert offered("gsmtpctl", "-c", "status", verb, "--help", "") == options(verbs()[verb])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("gsmtpd", "-c"), ("gsmtpd", "-v", "-l"), ("gsmtpctl", "-c")],
+)
+def test_a_file(words: Sequence[str]) -> None:
+    assert offered(*words, f"{ROOT}/etc/gsmtpd.c") == {f"{ROOT}/etc/gsmtpd.conf"}
+
+
+def test_a_number_is_yours_to_say() -> None:
+    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n")):
+        assert offered(*words, "") == set()
