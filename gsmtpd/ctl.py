@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli.EX_OK
     except OSError as error:
-        print(f"gsmtpctl: cannot write the output: {error.strerror}", file=sys.stderr)
+        print(f"gsmtpctl: cannot write the output: {error.strerror or error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli.EX_CANTCREAT
 

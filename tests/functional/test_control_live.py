@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from gsmtpd.config import SPEC
 from gsmtpd.control import ControlError, ask, ask_to_stop
 from tests.accounting import Client, count, send, stuffed, table_of, with_token
 from tests.functional.test_daemon import STOP, Daemon, alive, gsmtpd
@@ -110,8 +112,10 @@ def test_another_user_is_told_so() -> None:
     with Gsmtpd() as server:
         server.path.chmod(0o755)
         server.conf.chmod(0o644)
+        spec = shutil.copy(SPEC, server.path)  # nobody may not be able to read this tree
+        before = f"{AS_NOBODY}\nimport gsmtpd.config\ngsmtpd.config.SPEC = {str(spec)!r}"
         for verb in ("status", "reload", "stop"):
-            done = ctl(server, verb, before=AS_NOBODY)
+            done = ctl(server, verb, before=before)
             assert done.returncode == 77, done.stderr
             assert re.fullmatch(r"gsmtpctl: .*/control: permission denied; .*\n", done.stderr)
         assert status(server)["state"] == "running"

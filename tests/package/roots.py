@@ -106,6 +106,8 @@ class Root:
                 mount --bind /dev/$device {mount}/dev/$device
             done
             mkdir -p {mount}/dev/pts {mount}/dev/shm
+            mount -t devpts -o newinstance,ptmxmode=666 devpts {mount}/dev/pts
+            ln -s pts/ptmx {mount}/dev/ptmx
             mount -t tmpfs tmpfs {mount}/dev/shm
             mount -t tmpfs -o mode=755 tmpfs {mount}/run
             mkdir -p {mount}/run/lock
