@@ -29,6 +29,7 @@ from gsmtpd.config_file import MANY, Place, check_name
 from gsmtpd.config_file import settings as spec_places
 from gsmtpd.maillog import MailLog, json_line
 from gsmtpd.message.row import COLUMNS, Message
+from gsmtpd.server.port_owner import Process
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.refusal import About, Refusal
@@ -289,6 +290,42 @@ def test_the_messages_are_said_by_the_program(page: str) -> None:
             assert part in said(), head
 
 
+def test_who_has_the_port_is_said_as_it_is_shown() -> None:
+    shown = [b.text for b in blocks("gsmtpd.8") if b.text.startswith("cannot listen on")]
+    seen, unseen = (text.replace("\n  ", " ").rstrip("\n") for text in shown)
+    postfix = Process(1234, "master", "/usr/lib/postfix/sbin/master", "postfix@-.service")
+    where, cure = "cannot listen on 0.0.0.0:25:", "; stop it, or use -p PORT"
+    assert seen == f"{where} {postfix} listens there{cure}"
+    how = "see which, as root: ss -ltnp 'sport = :25'"
+    assert unseen == f"{where} a program of the user root listens there ({how}){cure}"
+    for part in (cure, " listens there", " (see which, as root: ss -ltnp 'sport = :", where[:-11]):
+        assert part in said(), part
+
+
+# --- the package --------------------------------------------------------------------------------
+
+
+def test_the_unit_is_described() -> None:
+    unit = (ROOT / "debian" / "gsmtpd.service").read_text("utf-8")
+    page = plain(source("gsmtpd.8"))
+    for setting in ("RestartSec=5", "ProtectSystem=strict"):
+        assert f"\n{setting}\n" in unit
+        assert f".Pq Ql {setting} " in page
+    assert "\nRestartPreventExitStatus=2 77 78\n" in unit
+    assert "not after status 2, 77 or 78" in page
+    limit = re.search(r"\nLimitNOFILE=(\d+)\n", unit)
+    assert limit
+    assert f"the systemd unit has {limit[1]}," in plain(source("gsmtpd.conf.5"))
+
+
+def test_the_words_of_the_init_script() -> None:
+    usage = re.search(r"Usage: \$0 \{(.*)\}", (ROOT / "debian" / "gsmtpd.init").read_text("utf-8"))
+    sentence = re.search(r"^knows (.*?)\.$", source("gsmtpd.8"), re.M | re.S)
+    assert usage
+    assert sentence
+    assert re.split(r",\s|\sand\s", sentence[1]) == usage[1].split("|")
+
+
 def test_no_line_is_of_level_debug() -> None:
     """As is said of -v."""
     assert "This version has no line of that level" in plain(source("gsmtpd.8"))
@@ -368,7 +405,7 @@ def test_each_key_has_its_type_and_default(place: Place) -> None:
     assert item.head == f"Ic {place.key} = Ar {KINDS[check_name(check)]}"
     default = default_of(check)
     wanted = f"Default:\n.Ql {default} ." if default else "Default: empty."
-    assert re.search(rf"\n\.Pp\n{re.escape(wanted)}\n(\.El\n|$)", item.body)
+    assert item.body.startswith(f"{wanted}\n")
     assert item.body.count("Default:") == 1
 
 
