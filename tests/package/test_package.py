@@ -282,6 +282,7 @@ def test_manual_pages_render(root: Root) -> None:
         shown = root.do(f"man {section} {name}")
         assert shown.lower().startswith(f"{name}({section})")
         assert len(shown.splitlines()) > 50
+        assert [line for line in shown.splitlines() if len(line) > 80] == []
         assert root.do(f"man --warnings {section} {name} 2>&1 >/dev/null") == ""
     assert root.do("man gsmtpd").startswith("GSMTPD(8)")
     for command in ("gsmtpd", "gsmtpctl"):

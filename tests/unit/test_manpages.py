@@ -583,6 +583,7 @@ def test_no_line_is_wider_than_a_terminal(page: str) -> None:
     done = run("man", "-E", "UTF-8", "-l", "-Tutf8", str(MAN / page), MANPAGER="cat", PAGER="cat")
     text = re.sub(r".\x08|\x1b\[[\d;]*m", "", done.stdout)
     assert len(text.splitlines()) > 100
+    # Debian 13 indents examples by up to 3 more, see tests/package.
     assert [line for line in text.splitlines() if len(line.expandtabs()) > 80] == []
 
 
