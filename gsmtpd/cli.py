@@ -334,7 +334,8 @@ def _unreadable(chosen: config.Config, identity: privileges.Identity) -> Iterato
     for path in dict.fromkeys((chosen.path, *chosen.secret_files)):
         if not os.access(path, os.R_OK):
             yield (
-                f"{path} cannot be read as the user {identity.user}, so a reload will be refused;"
+                f"{path} cannot be read as the user {identity.user}, so a reload will be refused,"
+                " and a start by systemd as that user;"
                 f" cure it with: chgrp {identity.group} {path} && chmod 640 {path}"
             )
 

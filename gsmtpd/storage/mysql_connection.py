@@ -183,7 +183,8 @@ def explain(error: BaseException, database: Database) -> str:
     if code in (2002, 2003):
         return f"no database server answers at {where}; start it, or set [store] [[mysql]] host"
     if code == 1045:
-        return f"the database at {where} refuses user {database.user!r} or the password"
+        password = "the password" if database.password else "no password"
+        return f"the database at {where} refuses user {database.user!r} with {password}"
     if code == 1049:
         return f"there is no database {database.database!r} at {where}; CREATE DATABASE it first"
     if code == 1146:

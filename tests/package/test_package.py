@@ -388,7 +388,8 @@ def test_mail_that_is_to_be_kept(root: Root, deb: Path) -> None:
     configure(root, accept="example.com")
     root.do("/etc/init.d/gsmtpd start")
     send(root)
-    root.do(f"touch {KEEP}")
+    # It ends badly, and leaves files beside the mail file.
+    root.do(f"pkill -9 gsmtpd; touch {KEEP}; ls {MAIL_DB}-wal")
     assert "is kept" in root.do("apt-get purge -y gsmtpd")
     assert root.do(
         "find / -xdev -name '*gsmtpd*' -not -path '/root/*' -not -path '/var/cache/*'"
@@ -435,6 +436,89 @@ def test_three_steps_with_systemd(system: System, deb: Path, older_deb: Path) ->
         root.do("dpkg --purge gsmtpd")
         left = root.do("find /etc /usr /var /run -xdev -name '*gsmtpd*'")
         assert left == ""
+
+
+def test_upgrade_with_a_broken_configuration(system: System, deb: Path, older_deb: Path) -> None:
+    """What works is left alone, and that is said."""
+    for kind in (Root, SystemdRoot):
+        with kind(system.beside, system.bare) as root:
+            root.put(older_deb, "/root/older.deb")
+            root.put(deb, "/root/gsmtpd.deb")
+            root.do("dpkg -i older.deb")
+            configure(root, accept="example.com")
+            root.do("service gsmtpd start")
+            configure(root, max_size="large")
+            said = root.do("dpkg --force-confold -i gsmtpd.deb")
+            assert "/etc/gsmtpd.conf has mistakes, see: gsmtpd -t" in said
+            assert "version 0.0.9 still runs" in said
+            send(root)
+
+
+def test_init_script_finds_a_daemon_whose_pid_file_is_elsewhere(root: Root) -> None:
+    configure(root, accept="example.com", pid_file="/run/gsmtpd/my.pid")
+    root.do("/etc/init.d/gsmtpd start")
+    configure(root, pid_file="/run/gsmtpd/another.pid")
+    root.do("/etc/init.d/gsmtpd restart")
+    assert root.do("ls /run/gsmtpd").split() == ["another.pid", "control"]
+    configure(root, max_size="large")
+    assert "is running" in root.do("/etc/init.d/gsmtpd status")
+    root.do("/etc/init.d/gsmtpd stop")
+    assert root.run("pgrep gsmtpd").returncode == 1
+    # A process that has got the number of one that died is no gsmtpd.
+    root.do("sleep 100 >/dev/null 2>&1 & echo $! >/run/gsmtpd/gsmtpd.pid")
+    assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 1)
+    root.do("/etc/init.d/gsmtpd stop && pgrep sleep")
+
+
+def test_purge_leaves_what_others_made(system: System, deb: Path) -> None:
+    with system.without_gsmtpd() as root:
+        root.do("groupadd gsmtpd && useradd -G gsmtpd joe")
+        install(root, deb)
+        root.do("dpkg --purge gsmtpd")
+        assert root.do("id -nG joe").split() == ["joe", "gsmtpd"]
+        assert root.run("getent passwd gsmtpd").returncode == 2
+        # A user without a group of its own, for whom there is none left.
+        root.do("gpasswd -d joe gsmtpd; groupdel gsmtpd; adduser --quiet --system gsmtpd")
+        install(root, deb)
+        assert root.do("gsmtpd -t 2>&1 | grep warning; id -nG gsmtpd").split() == [
+            "nogroup",
+            "gsmtpd",
+        ]
+        root.do("dpkg --purge gsmtpd")
+        root.do("id gsmtpd")
+    with system.with_gsmtpd() as root:
+        root.do("dpkg-statoverride --update --add gsmtpd adm 0700 /var/log/gsmtpd")
+        root.do("dpkg --purge gsmtpd")
+        # An override with an unknown user would stop all of dpkg.
+        install(root, deb)
+        assert root.do("stat -c %a /var/log/gsmtpd") == "700\n"
+
+
+def test_mail_on_a_disk_of_its_own(system: System, deb: Path) -> None:
+    with system.without_gsmtpd() as root:
+        root.do("mkdir /var/lib/gsmtpd && mount -t tmpfs tmpfs /var/lib/gsmtpd")
+        install(root, deb)
+        configure(root, accept="example.com")
+        root.do("service gsmtpd start")
+        send(root)
+        root.do("dpkg --purge gsmtpd")
+        assert root.do("find /var/lib/gsmtpd; dpkg -l | grep gsmtpd || true") == (
+            "/var/lib/gsmtpd\n"
+        )
+
+
+def test_mail_behind_a_link(system: System, deb: Path) -> None:
+    with system.without_gsmtpd() as root:
+        root.do("mkdir /srv/mail && ln -s /srv/mail /var/lib/gsmtpd")
+        for subject in ("before", "after"):
+            install(root, deb)
+            configure(root, accept="example.com")
+            root.do("service gsmtpd start")
+            send(root, subject=subject)
+            mails = root.do("gsmtpctl list")
+            assert "is kept" in root.do("dpkg --purge gsmtpd")
+            assert root.do("stat -c '%U %a' /srv/mail") == "root 700\n"
+        assert "before" in mails
 
 
 def test_beside_postfix(system: System, deb: Path) -> None:
