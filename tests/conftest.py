@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gsmtpd.storage.schema import statements  # noqa: E402
 from tests.accounting import MySQLTable, Table, table_of  # noqa: E402
-from tests.servers import Gsmtpd, MariaDB, MissingProgramError, mysql_store  # noqa: E402
+from tests.servers import Gsmtpd, MariaDB, MissingProgramError, MissingRightError, mysql_store  # noqa: E402
 
 LACKING = "lacking: "
 _numbers = count(1)
@@ -43,6 +43,8 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
         yield
     except MissingProgramError as error:
         lacking(str(error))
+    except MissingRightError as error:
+        pytest.skip(f"{LACKING}{error}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,6 +54,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         yield
     except MissingProgramError as error:
         lacking(str(error))
+    except MissingRightError as error:
+        pytest.skip(f"{LACKING}{error}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

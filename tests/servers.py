@@ -66,6 +66,10 @@ class MissingProgramError(ServerError):
     """A program is not installed; the text names the Debian package that has it."""
 
 
+class MissingRightError(ServerError):
+    """This machine does not let such a server run, whoever asks; the text says what it lacks."""
+
+
 def find_program(name: str) -> str:
     """The path of a program; system directories count even for a user without them in PATH."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin")

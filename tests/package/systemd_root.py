@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.package.roots import ENVIRONMENT, Root
-from tests.servers import MissingProgramError, find_program, wait_for
+from tests.servers import MissingRightError, find_program, wait_for
 
 # They would change the machine (its kernel settings are no namespace's), wait for what it has, or
 # start what is installed on it.
@@ -76,8 +76,8 @@ exec setpriv --bounding-set -sys_module,-sys_time,-sys_boot,-sys_rawio,-syslog \
 class SystemdRoot(Root):
     """A running Debian system with systemd, and none of its services but systemd's own.
 
-    It is made of `layers`, the uppermost first, as a `Root` is. Raises MissingProgramError where
-    this machine does not let it be.
+    It is made of `layers`, the uppermost first, as a `Root` is. Raises MissingRightError where
+    this machine does not let it be, as in most containers.
     """
 
     def __init__(self, *layers: Path) -> None:
@@ -111,7 +111,10 @@ class SystemdRoot(Root):
     def _boot(self) -> None:
         mount = self._directory / "mount"
         mount.mkdir()
-        self._cgroup.mkdir()
+        try:
+            self._cgroup.mkdir()
+        except OSError as error:
+            raise MissingRightError(f"a cgroup for a systemd: {error}") from error
         boot = [BOOT, "boot", mount, self._laid, ":".join(map(str, self._layers)), " ".join(MASKED)]
         with self._output.open("wb") as output:
             self._init = subprocess.Popen(
@@ -125,7 +128,7 @@ class SystemdRoot(Root):
     def _is_up(self) -> bool:
         assert self._init is not None
         if self._init.poll() is not None:
-            raise MissingProgramError(f"systemd cannot be booted: {self._output.read_text()}")
+            raise MissingRightError(f"systemd cannot be booted: {self._output.read_text()}")
         with suppress(IndexError):  # it has no process yet
             return self.run("systemctl is-system-running").stdout.strip() in ("running", "degraded")
         return False
@@ -153,7 +156,7 @@ def _cgroup2() -> Path:
         _, path, kind, options, *_ = line.split()
         if kind == "cgroup2" and "rw" in options.split(","):
             return Path(path)
-    raise MissingProgramError("no cgroup2 that can be written")
+    raise MissingRightError("no cgroup2 that can be written")
 
 
 def _remove_cgroup(path: Path) -> None:
