@@ -208,7 +208,8 @@ class Root:
         policy.chmod(0o755)
         names = " ".join(packages)
         # Certificates of a proxy, if this machine is behind one.
-        shutil.copytree(LOCAL_CERTIFICATES, self.path(LOCAL_CERTIFICATES), dirs_exist_ok=True)
+        if os.path.isdir(LOCAL_CERTIFICATES):
+            shutil.copytree(LOCAL_CERTIFICATES, self.path(LOCAL_CERTIFICATES), dirs_exist_ok=True)
         self.do("apt-get update -qq", network=True)
         self.do(f"apt-get install -y -qq --no-install-recommends {names}", network=True)
         policy.unlink()

@@ -29,6 +29,11 @@ BESIDE = (  # gsmtpd's dependencies, and what the tests talk to
 TOOLS = ("dpkg-buildpackage", "lintian", "debootstrap", "autopkgtest", "unshare", "nsenter")
 MAIL_DB = "/var/lib/gsmtpd/mail.db"
 KEEP = "/var/lib/gsmtpd/keep"
+SEND = """
+import smtplib
+with smtplib.SMTP("127.0.0.1") as client:
+    client.sendmail("a@example.org", "you@localhost", "Subject: a first one\\r\\n\\r\\n")
+"""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -127,9 +132,9 @@ def replace(path: Path, pattern: str, text: str) -> None:
     path.write_text(changed)
 
 
-def install(root: Root, deb: Path) -> str:
+def install(root: Root, deb: Path) -> None:
     root.put(deb, "/root/gsmtpd.deb")
-    return root.do("apt install -y ./gsmtpd.deb", network=True)
+    root.do("apt install -y ./gsmtpd.deb", network=True)
 
 
 def start_mariadb(root: Root) -> None:
@@ -144,8 +149,8 @@ def configure(root: Root, **values: str) -> None:
         replace(path, rf"(?m)^( *{key} =).*$", rf"\1 {value}")
 
 
-def send(root: Root, to: str = "you@example.com", subject: str = "a test") -> str:
-    return root.do(
+def send(root: Root, to: str = "you@example.com", subject: str = "a test") -> None:
+    root.do(
         f"swaks --server 127.0.0.1 --from a@example.org --to {to} --header 'Subject: {subject}'"
     )
 
@@ -212,7 +217,8 @@ def test_bare_system(system: System, deb: Path) -> None:
         # And it works.
         root.do("/etc/init.d/gsmtpd start")
         assert "is running" in root.do("/etc/init.d/gsmtpd status")
-        assert "accept mail" not in root.do("gsmtpctl list")
+        root.do(f"python3 -c '{SEND}'")
+        assert "a first one" in root.do("gsmtpctl list")
         root.do("/etc/init.d/gsmtpd stop")
         assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 3)
 
@@ -519,6 +525,9 @@ def test_mail_behind_a_link(system: System, deb: Path) -> None:
             assert "is kept" in root.do("dpkg --purge gsmtpd")
             assert root.do("stat -c '%U %a' /srv/mail") == "root 700\n"
         assert "before" in mails
+        # It leads nowhere any more.
+        install(root, deb)
+        root.do("rm -r /srv/mail && dpkg --purge gsmtpd")
 
 
 def test_beside_postfix(system: System, deb: Path) -> None:
