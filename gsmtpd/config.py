@@ -21,6 +21,8 @@ from configobj import ConfigObj  # type: ignore[import-untyped]
 from gsmtpd.config_checks import (
     CHECKS,
     Address,
+    BodyAddress,
+    Keep,
     MySQLHost,
     ValidateError,
     Validator,
@@ -44,9 +46,9 @@ from gsmtpd.config_file import (
 )
 
 __all__ = [
-    "Address", "Config", "ConfigError", "DomainsConfig", "LimitsConfig", "ListenerConfig",
-    "LogConfig", "MySQLConfig", "MySQLHost", "SQLiteConfig", "ServerConfig", "StoreConfig",
-    "control_socket", "dump", "load",
+    "Address", "BodyAddress", "BodyConfig", "Config", "ConfigError", "ContentConfig",
+    "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig", "LogConfig", "MySQLConfig",
+    "MySQLHost", "SQLiteConfig", "ServerConfig", "StoreConfig", "control_socket", "dump", "load",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -100,6 +102,15 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ContentConfig:
+    """[content]; compress is zlib's level, None for no."""
+
+    decode: str
+    compress: int | None
+    spam_score_header: str
+
+
+@dataclass(frozen=True, slots=True)
 class SQLiteConfig:
     """[store] [[sqlite]]"""
 
@@ -116,17 +127,30 @@ class MySQLConfig:
     database: str
     table: str
     connections: int
+    partition: str = "no"
     password_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class StoreConfig:
-    """[store]"""
+class BodyConfig:
+    """[store] [[body]]; ttl in seconds."""
 
     backend: str
+    address: BodyAddress
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]; dedupe_window in seconds, None for none."""
+
+    backend: str
+    keep: Keep
+    dedupe_window: float | None
     durability: str
     sqlite: SQLiteConfig
     mysql: MySQLConfig
+    body: BodyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +175,7 @@ class Config:
     listeners: tuple[ListenerConfig, ...]
     domains: DomainsConfig
     limits: LimitsConfig
+    content: ContentConfig
     store: StoreConfig
     log: LogConfig
     warnings: tuple[str, ...] = field(compare=False)
@@ -225,7 +250,7 @@ def _dumped(spec: Any, values: object) -> Iterator[str]:
         if check_name(spec[key]) == "secret":
             yield f"# {key} is never shown"
         else:
-            value = getattr(values, _FIELDS.get(key, key))
+            value = getattr(values, key if hasattr(values, key) else _FIELDS[key])
             yield f"{key} = {written(check_name(spec[key]), value)}".rstrip()
 
 
@@ -381,11 +406,15 @@ def _build(path: str, tree: Any, listeners: tuple[ListenerConfig, ...], report: 
         listeners=listeners,
         domains=DomainsConfig(**domains),
         limits=LimitsConfig(**tree["limits"]),
+        content=ContentConfig(**tree["content"]),
         store=StoreConfig(
             backend=store["backend"],
+            keep=store["keep"],
+            dedupe_window=store["dedupe_window"],
             durability=store["durability"],
             sqlite=SQLiteConfig(**store["sqlite"]),
             mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
+            body=BodyConfig(**store["body"]),
         ),
         log=LogConfig(**tree["log"]),
         warnings=tuple(report.warnings),

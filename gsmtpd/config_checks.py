@@ -18,12 +18,16 @@ try:
 except ImportError:  # configobj before 5.0.7
     from validate import ValidateError, Validator  # type: ignore[import-untyped]
 
-__all__ = ["CHECKS", "Address", "MySQLHost", "ValidateError", "Validator", "written"]
+__all__ = [
+    "CHECKS", "Address", "BodyAddress", "Keep", "MySQLHost", "ValidateError", "Validator",
+    "written",
+]  # fmt: skip
 
 Item = TypeVar("Item")
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MYSQL_PORT = 3306
+FOREVER = "forever"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -54,6 +58,34 @@ class MySQLHost:
 
     def __str__(self) -> str:
         return self.unix_socket or f"{_bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class BodyAddress:
+    """Where a body store is: `unix_socket` where that is set, else `host` and `port`.
+
+    port: None for the usual one of its kind.
+    """
+
+    host: str
+    port: int | None = None
+    unix_socket: str | None = None
+
+    def __str__(self) -> str:
+        port = "" if self.port is None else f":{self.port}"
+        return self.unix_socket or f"{_bracketed(self.host)}{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long mail is kept: seconds, None for ever. domains: those with a time of their own."""
+
+    default: float | None
+    domains: tuple[tuple[str, float | None], ...] = ()
+
+    def __str__(self) -> str:
+        first = () if self.default is None and not self.domains else (_kept(self.default),)
+        return ", ".join((*first, *(f"{name} {_kept(keep)}" for name, keep in self.domains)))
 
 
 def printable(text: str) -> str:
@@ -116,6 +148,16 @@ def auto_number(value: str, least: str, most: str) -> int | None:
         raise ValidateError(f"{error}, or auto") from None
 
 
+def optional_number(value: str, least: str, most: str) -> int | None:
+    """A whole number of that range, or None for "no"."""
+    if value.lower() == "no":
+        return None
+    try:
+        return number(value, least, most)
+    except ValidateError as error:
+        raise ValidateError(f"{error}, or no") from None
+
+
 def size(value: str, least: str, most: str) -> int:
     """Bytes; K, M and G are powers of 1024."""
     return int(_in_range(_bytes(value), value, _bytes(least), _bytes(most), f"{least} to {most}"))
@@ -125,6 +167,49 @@ def duration(value: str, least: str, most: str) -> float:
     """Seconds."""
     span = f"{least} to {most}"
     return _in_range(_seconds(value), value, _seconds(least), _seconds(most), span)
+
+
+def optional_duration(value: str, least: str, most: str) -> float | None:
+    """Seconds, or None."""
+    return duration(value, least, most) if value else None
+
+
+def keep_list(value: str, least: str, most: str) -> Keep:
+    """A duration or "forever", then any number of domains, each with one of its own."""
+    default: float | None = None
+    domains: dict[str, float | None] = {}
+    wrong: list[str] = []
+    for n, item in enumerate(items(value)):
+        try:
+            name, _, rest = item.rpartition(" ")
+            if n == 0 and not name:
+                default = _keep(item, least, most)
+                continue
+            name = domain(name.strip())
+            if name in domains:
+                raise ValidateError(f"{shown(name)} is there twice; write it once")
+            domains[name] = _keep(rest, least, most)
+        except ValidateError as error:
+            if n == 0 or " " in item:
+                wrong.extend(error.args)
+            else:
+                wrong.append(
+                    f"{shown(item)} lacks its domain or its time; write e.g. 1h, example.com 7d"
+                )
+    if wrong:
+        raise ValidateError(*wrong)
+    return Keep(default, tuple(domains.items()))
+
+
+def _keep(text: str, least: str, most: str) -> float | None:
+    try:
+        return None if text.lower() == FOREVER else duration(text, least, most)
+    except ValidateError as error:
+        raise ValidateError(f"{error}, or {FOREVER}") from None
+
+
+def _kept(seconds: float | None) -> str:
+    return FOREVER if seconds is None else written("duration", seconds)
 
 
 def _bytes(text: str) -> int:
@@ -213,6 +298,14 @@ def table_name(value: str) -> str:
     return value
 
 
+def field_name(value: str) -> str:
+    """The name of a header field (RFC 5322 section 2.2), or nothing."""
+    name = value.removesuffix(":")
+    if name and not re.fullmatch(r"[!-9;-~]{1,76}", name):
+        raise ValidateError(f"{shown(value)} is not a header field; write one like X-Spam-Score")
+    return name
+
+
 # Names and addresses
 
 
@@ -262,6 +355,15 @@ def mysql_host_list(value: str) -> tuple[MySQLHost, ...]:
     if not hosts:
         raise ValidateError("is empty; write host, host:port, [ipv6]:port or /path/of/socket")
     return hosts
+
+
+def body_address(value: str) -> BodyAddress:
+    """Where memcached or Redis listens."""
+    if value.startswith("/"):
+        return BodyAddress("localhost", unix_socket=socket_path(value))
+    if not value:
+        raise ValidateError("is empty; write host, host:port, [ipv6]:port or /path/of/socket")
+    return BodyAddress(*_host_and_port(value, 1))
 
 
 def _name(value: str) -> str:
@@ -355,9 +457,9 @@ def _either(words: tuple[str, ...]) -> str:
 CHECKS: dict[str, Callable[..., object]] = {
     check.__name__: check
     for check in (
-        number, auto_number, size, duration, choice, text, optional_text, secret, path,
-        optional_path, socket_path, table_name, host_name, domain_list, optional_domain,
-        address_list, mysql_host_list,
+        number, auto_number, optional_number, size, duration, optional_duration, keep_list, choice,
+        text, optional_text, secret, path, optional_path, socket_path, table_name, field_name,
+        host_name, domain_list, optional_domain, address_list, mysql_host_list, body_address,
     )
 }  # fmt: skip
 
@@ -369,10 +471,12 @@ def written(check: str, value: object) -> str:
     """A value of that check as the file has it."""
     if check == "auto_number" and value is None:
         return "auto"
+    if check == "optional_number" and value is None:
+        return "no"
     if check == "size" and isinstance(value, int):
         unit = next(u for u in ("G", "M", "K", "") if value % _SIZES[u] == 0)
         return f"{value // _SIZES[unit]}{unit}"
-    if check == "duration" and isinstance(value, float):
+    if check.endswith("duration") and isinstance(value, float):
         unit = next((u for u in ("d", "h", "m", "s") if value % _SECONDS[u] == 0), "")
         return f"{value / _SECONDS[unit]:.0f}{unit}" if unit else f"{value!r}s"
     if isinstance(value, tuple):

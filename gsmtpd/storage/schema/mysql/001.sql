@@ -23,10 +23,10 @@ CREATE TABLE IF NOT EXISTS `{table}` (
   `mail_encoding` varchar(16) CHARACTER SET ascii NOT NULL DEFAULT '',
   `content_hash` char(64) CHARACTER SET ascii NOT NULL DEFAULT '',
   `size` int unsigned NOT NULL DEFAULT 0,
-  PRIMARY KEY (`mail_id`),
+  PRIMARY KEY (`mail_id`{partition_key}),
   KEY `to` (`to`),
   KEY `hash` (`hash`),
   KEY `date` (`date`),
   KEY `recipient` (`recipient`),
   KEY `content_hash` (`content_hash`)
-) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4;
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4{partitions};
