@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from encodings.aliases import aliases as _python_aliases
 from typing import Final
 
@@ -128,3 +129,55 @@ def words_to_text(words: list[bytes], charset: str) -> str:
         except (UnicodeError, LookupError):
             pass
     return to_text(b"".join(words), charset)
+
+
+# ---- bodies ------------------------------------------------------------------------------------
+
+UNKNOWN = "unknown-8bit"  # RFC 1428 section 3
+
+
+def decode(octets: bytes, charset: str, cut: bool) -> tuple[str, str]:
+    """The text of a body in the charset that its sender named, and the charset it truly was in.
+
+    That is `charset`, or where that was not true "utf-8" or `UNKNOWN`; then what cannot be decoded
+    is U+FFFD, or Windows-1252. cut: the last character may be incomplete. Line ends become LF,
+    NUL becomes U+FFFD, a byte order mark is taken away. Never raises.
+    """
+    codec = _codec(charset)
+    if codec.startswith(("utf_16", "utf_32")):
+        text, said = _decoded(octets, codec, charset, cut)
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    else:
+        text, said = _decoded(_with_lf(octets), codec, charset, cut)
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    return text.removeprefix("\ufeff"), said
+
+
+def _decoded(octets: bytes, codec: str, charset: str, cut: bool) -> tuple[str, str]:
+    if not codec:  # none is said, none that is known, or US-ASCII, which is said of anything
+        if octets.isascii():
+            return octets.decode("ascii"), charset or "us-ascii"
+        text = _strictly(octets, "utf_8", cut)
+        return (octets.decode("cp1252", "replace"), UNKNOWN) if text is None else (text, "utf-8")
+    text = _strictly(octets, codec, cut)
+    return (to_text(octets, charset), UNKNOWN) if text is None else (_checked(text, codec), charset)
+
+
+def _strictly(octets: bytes, codec: str, cut: bool) -> str | None:
+    """The text of `octets`, or None. cut: the last character may be incomplete."""
+    try:
+        return getincrementaldecoder(codec)().decode(octets) if cut else octets.decode(codec)
+    except (UnicodeError, LookupError):
+        return None
+
+
+def _with_lf(octets: bytes) -> bytes:
+    """`octets` with LF for CRLF and CR. That is safe in all charsets but UTF-16 and UTF-32."""
+    if b"\r" not in octets:
+        return octets
+    # Taking single octets away is four times as fast as replacing pairs.
+    without = octets.replace(b"\r", b"")
+    if len(octets) - len(without) == octets.count(b"\r\n"):
+        return without
+    return octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from binascii import Error as Base64Error
-from binascii import a2b_base64, a2b_qp
+from collections.abc import Callable
 from typing import NamedTuple
 
-from gsmtpd.message.charsets import to_text, words_to_text
+from gsmtpd.message.parameters import charset_of, find_parameters, match_type
+from gsmtpd.message.words import (
+    CONTROL,
+    WORD,
+    WSP,
+    decode_words,
+    guess,
+    one_line,
+    unfold,
+    unstructured,
+)
 
 MAX_HEADER = 65536  # octets of a message that are looked at
 MAX_FIELDS = 1000  # header fields that are looked at
-MAX_VALUE = 4096  # octets of one field body that are looked at; the columns hold 255 characters
 MAX_ADDRESSES = 1024  # the same, of a field that holds addresses
 DEFAULT_TYPE = "text/plain"  # RFC 2045 section 5.2
 
@@ -89,8 +97,8 @@ def read_headers(content: bytes) -> Headers:
     content_type, charset = _content_type(get("content-type", ""))
     return Headers(
         _address(get("from", "")),
-        _unstructured(get("subject", "")),
-        _one_line(get("message-id", "")),
+        unstructured(get("subject", "")),
+        one_line(get("message-id", "")),
         _address(get("reply-to", "")),
         _address(get("sender", "")),
         content_type,
@@ -111,110 +119,19 @@ def _fields(content: bytes) -> list[tuple[str, str]]:
     return _find_fields(section)
 
 
-# ---- text --------------------------------------------------------------------------------------
-
-_WSP = " \t\r\n"  # str.strip() alone would take U+0085 and U+00A0, which are octets here
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# The UTF-8 character at the end of a body, perhaps not all of it.
-_CUT_CHARACTER = re.compile(r"[\xc2-\xf4][\x80-\xbf]{0,2}\Z")
-# =?charset*language?encoding?text?= (RFC 2047 section 2, RFC 2231 section 5). The text may hold
-# spaces and question marks, as mailers do send them, but no beginning of the next word: so a word
-# without end is not read again from each later beginning.
-_WORD = re.compile(
-    r"=\?([^?*\s=][^?*\s]{0,63}+)(?:\*[^?\s]*+)?\?([bBqQ])\?"
-    r"((?:[^?=]++|\?(?!=)|=(?!\?[^=]))*)\?=",
-    re.ASCII,
-)
-_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
-
-
-def _unstructured(body: str) -> str:
-    if "=?" in body:
-        text = _decode_words(_unfold(body, MAX_VALUE))
-        return _CONTROL.sub(" ", text).strip()
-    return _one_line(body)
-
-
-def _one_line(body: str) -> str:
-    """`body` unfolded, in Unicode, with a space for each control character."""
-    body = body.strip(_WSP)
-    if body.isprintable() and body.isascii() and len(body) <= MAX_VALUE:
-        return body
-    return _CONTROL.sub(" ", _guess(_unfold(body, MAX_VALUE))).strip()
-
-
-def _unfold(body: str, limit: int) -> str:
-    if len(body) > limit:
-        body = _CUT_CHARACTER.sub("", body[:limit])
-    return body.replace("\r\n", "").replace("\n", "").strip(_WSP)
-
-
-def _guess(octets: str) -> str:
-    """The text of raw 8-bit `octets` (U+0000 to U+00FF): UTF-8 (RFC 6532), else Windows-1252."""
-    return octets if octets.isascii() else to_text(octets.encode("latin-1"), "")
-
-
-def _decode_words(octets: str) -> str:
-    """The text of `octets` (U+0000 to U+00FF) with its encoded words decoded (RFC 2047)."""
-    text: list[str] = []
-    words: list[bytes] = []  # adjacent ones of one charset and encoding
-    kind = ("", "")
-    position = 0
-    for match in _WORD.finditer(octets):
-        charset, encoding, encoded = match.groups()
-        gap = octets[position : match.start()]
-        # White space between encoded words is not displayed (section 6.2).
-        plain = gap if position == 0 or gap.strip(_WSP) else ""
-        if plain or kind != (charset.lower(), encoding.lower()):
-            text += (words_to_text(words, kind[0]), _guess(plain))
-            words, kind = [], (charset.lower(), encoding.lower())
-        words.append(_decode_word(encoded.encode("latin-1"), kind[1]))
-        position = match.end()
-    text += (words_to_text(words, kind[0]), _guess(octets[position:]))
-    return "".join(text)
-
-
-def _decode_word(encoded: bytes, encoding: str) -> bytes:
-    if encoding == "q":
-        return a2b_qp(encoded, header=True)
-    try:
-        return a2b_base64(encoded + b"==")  # more padding than needed does no harm
-    except Base64Error:
-        digits = _NOT_BASE64.sub(b"", encoded.partition(b"=")[0])
-        return a2b_base64(digits[: len(digits) // 4 * 4])
-
-
 # ---- Content-Type ------------------------------------------------------------------------------
-
-_TOKEN = r"[!#-'*+\-.0-9A-Z^-~]++"  # RFC 2045 section 5.1
-_match_type = re.compile(rf"{_TOKEN}/{_TOKEN}").match
-_find_parameters = re.compile(
-    r';[ \t]*+([^ \t=;"]*+)[ \t]*+=[ \t]*+("(?:[^"\\]++|\\.)*|[^; \t]*+)', re.DOTALL
-).findall
 
 
 def _content_type(body: str) -> tuple[str, str]:
     """The value of a Content-Type field and its charset parameter (RFC 2045 section 5.1)."""
     if not body:
         return DEFAULT_TYPE, ""
-    text = _one_line(body)
+    text = one_line(body)
     before, semicolon, parameters = text.partition(";")
-    kind = _match_type(before)
+    kind = match_type(before)
     parameters = semicolon + parameters
-    return (kind[0].lower() if kind else DEFAULT_TYPE) + parameters, _charset(parameters)
-
-
-def _charset(parameters: str) -> str:
-    if "charset" not in parameters.lower():
-        return ""
-    found: list[tuple[str, str]] = _find_parameters(parameters)
-    for name, value in found:
-        name = name.lower()
-        if name == "charset*":  # charset'language'value, RFC 2231 section 4
-            value = value.strip("\"'").rpartition("'")[2]
-        if name in ("charset", "charset*"):
-            return value.strip("\"' ").lower()
-    return ""
+    charset = charset_of(find_parameters(parameters)) if "charset" in text.lower() else ""
+    return (kind[1].lower() if kind else DEFAULT_TYPE) + parameters, charset
 
 
 # ---- addresses ---------------------------------------------------------------------------------
@@ -248,13 +165,13 @@ def _address(body: str) -> str:
     # Encoded words may hold anything, even a false address: those take the longer way.
     if ordinary is not None and "=?" not in ordinary[0]:
         return ordinary[1] or ordinary[2]
-    octets = _unfold(body, MAX_ADDRESSES)
+    octets = unfold(body, MAX_ADDRESSES)
     if "=?" not in octets:
-        return _first_address(_guess(octets))
+        return _first_address(guess(octets))
     # In a name they are to be decoded after parsing (RFC 2047 section 6.2): so they are not looked
     # into. But some mailers encode the address, or the whole field.
-    address = _first_address(_guess(_WORD.sub("\x7f", octets)))
-    return address or _first_address(_decode_words(octets))
+    address = _first_address(guess(WORD.sub("\x7f", octets)))
+    return address or _first_address(decode_words(octets))
 
 
 def _first_address(text: str) -> str:
@@ -265,7 +182,7 @@ def _first_address(text: str) -> str:
         for point in ("@", "."):
             text = point.join([part.strip() for part in text.split(point)])
         address = _scan(text)
-    return "" if _CONTROL.search(address) else address
+    return "" if CONTROL.search(address) else address
 
 
 def _scan(text: str) -> str:
@@ -321,3 +238,32 @@ def cut(text: str, length: int) -> str:
 
 def _joins(character: str) -> bool:
     return character == "\u200d" or unicodedata.category(character).startswith("M")
+
+
+# ---- spam score --------------------------------------------------------------------------------
+
+_NUMBER = r"[-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(?![0-9])"
+_find_named_score = re.compile(rf"(?i:score|hits)[ \t]*=[ \t]*({_NUMBER})").search
+_match_score = re.compile(rf"[ \t]*({_NUMBER})").match
+
+
+def score_reader(name: str) -> Callable[[bytes], float]:
+    """A function that reads a spam score out of the field `name` of a message, 0 without one.
+
+    Known are "5.1", SpamAssassin's "Yes, score=5.1 required=5.0 …", and its "*****".
+    """
+    find = re.compile(rb"(?:\A|\n)" + re.escape(name.encode()) + rb"[ \t]*+:([^\n]*+)", re.I).search
+
+    def score(content: bytes) -> float:
+        end = _find_end(content, 0, MAX_HEADER)
+        match = find(content, 0, end.start() + 2 if end else MAX_HEADER)
+        return _score(str(match[1], "latin-1").strip(WSP)) if match else 0.0
+
+    return score
+
+
+def _score(text: str) -> float:
+    number = _find_named_score(text) or _match_score(text)
+    if number:
+        return float(number[1])
+    return float(len(text)) if text and not text.strip("*") else 0.0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from functools import lru_cache
 from hashlib import sha256
 from time import gmtime, strftime
 from typing import NamedTuple
 
-from gsmtpd.message.headers import cut, read_headers
-from gsmtpd.message.trace import delivery_fields, received
+from gsmtpd.message.body import NOTHING, Body, read_body
+from gsmtpd.message.charsets import UNKNOWN
+from gsmtpd.message.headers import Headers, cut, read_headers, score_reader
+from gsmtpd.message.packing import Packed
+from gsmtpd.message.trace import delivery_fields, received, return_path_field
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.session import Envelope
 
@@ -82,32 +86,92 @@ def _date(second: int) -> str:
     return strftime("%Y-%m-%d %H:%M:%S", gmtime(second))
 
 
+def date_of(seconds: float) -> str:
+    """Unix time in seconds as the column `date` has it."""
+    return _date(int(seconds))
+
+
+class Decode(Enum):
+    """What is read out of messages."""
+
+    BODY = "body"  # the header, the text, and what is attached
+    HEADERS = "headers"
+    OFF = "off"
+
+
+class Reading(NamedTuple):
+    """What a message's rows share, however many there are; `RowMaker.read` makes it."""
+
+    headers: Headers
+    body: Body
+    spam_score: float
+    content_hash: str
+    packed: Packed | None  # where mail is compressed
+
+
+_NO_HEADERS = Headers("", "", "", "", "", "", "", 0)
+ZLIB = "zlib"
+FASTEST = 1  # of zlib's levels
+MARKERS = {ZLIB: "gzencode"}  # what Guerrilla SMTPd 2 wrote into `body`; else the encoding itself
+
+
 class RowMaker:
     """Makes the rows of messages.
 
     host_name: of this server, said in Received. primary_domain: the domain that the column `to`
-    gets in place of the recipient's, or None to leave it.
+    gets in place of the recipient's, or None to leave it. compress: zlib's level, 1 to 9, or None.
+    spam_score_header: the field that holds a score, or "".
     """
 
-    def __init__(self, host_name: str, primary_domain: str | None = None) -> None:
+    def __init__(
+        self,
+        host_name: str,
+        primary_domain: str | None = None,
+        decode: Decode = Decode.BODY,
+        compress: int | None = None,
+        spam_score_header: str = "",
+    ) -> None:
         self._host_name = host_name
         self._primary_domain = primary_domain
+        self._decode = decode
+        self._compress = compress
+        self._score = score_reader(spam_score_header) if spam_score_header else None
 
-    def rows(self, message: Message) -> Iterator[Row]:
-        """The rows of `message`, in the order of its recipients; never raises for its content."""
+    def read(self, message: Message) -> Reading:
+        """Read and compress `message`, once for all its rows; never raises for its content."""
+        content = message.content
+        return Reading(
+            _NO_HEADERS if self._decode is Decode.OFF else read_headers(content),
+            _read_body(content) if self._decode is Decode.BODY else NOTHING,
+            self._score(content) if self._score else 0.0,
+            sha256(content).hexdigest(),
+            Packed(content, self._compress) if self._compress else None,
+        )
+
+    def rows(
+        self, message: Message, reading: Reading | None = None, held: str = ""
+    ) -> Iterator[Row]:
+        """The rows of `message`, in the order of its recipients.
+
+        reading: what `read` has made of it. held: the name of the body store that has its octets;
+        then its rows have none.
+        """
+        if reading is None:
+            reading = self.read(message)
         envelope = message.envelope
         content = message.content
-        headers = read_headers(content)
-        reverse_path = str(envelope.sender) if envelope.sender is not None else ""
-        trace = received(
-            envelope, message.client_ip, self._host_name, message.id, message.received_at
-        )
+        headers, body, packed = reading.headers, reading.body, reading.packed
+        reverse_path = _reverse_path(envelope)
+        trace = self._trace(message)
+        encoding = held or (ZLIB if packed else "")
+        is_read = self._decode is Decode.BODY
         front = (
-            _date(int(message.received_at)),
+            date_of(message.received_at),
             cut(headers.from_ or reverse_path, WIDTHS["from"]),
         )
         subject = cut(headers.subject, WIDTHS["subject"])
-        charset = cut(headers.charset, WIDTHS["charset"])
+        text = body.text if is_read else MARKERS.get(encoding, encoding)
+        charset = cut(body.charset if is_read else headers.charset, WIDTHS["charset"])
         content_type = cut(headers.content_type, WIDTHS["content_type"])
         back = (
             message.client_ip,
@@ -116,25 +180,29 @@ class RowMaker:
             cut(headers.message_id, WIDTHS["message_id"]),
             cut(headers.reply_to, WIDTHS["reply_to"]),
             cut(headers.sender, WIDTHS["sender"]),
-            "",
-            sha256(content).hexdigest(),
-            0.0,
-            0,
+            encoding,
+            reading.content_hash,
+            reading.spam_score,
+            len(body.attachments),
             int(message.is_tls),
             len(content),
         )
         for recipient in envelope.recipients:
-            full = recipient if recipient.domain else Mailbox(recipient.local, self._host_name)
+            full = self._full(recipient)
             address = str(full)
             to = f"{full.local}@{self._primary_domain}" if self._primary_domain else address
-            mail = (delivery_fields(address, reverse_path) + trace).encode() + content
+            if held:
+                mail = b""
+            else:
+                added = (delivery_fields(address, reverse_path) + trace).encode()
+                mail = packed.behind(added) if packed else added + content
             # One positional tuple: named fields and _replace cost as much as all the rest.
             yield Row._make(
                 (
                     *front,
                     cut(to, WIDTHS["to"]),
                     subject,
-                    "",
+                    text,
                     charset,
                     message.id,
                     content_type,
@@ -143,6 +211,35 @@ class RowMaker:
                     mail,
                 )
             )
+
+    def shared(self, message: Message, reading: Reading) -> bytes:
+        """What a body store holds for all recipients: `mail` without Delivered-To, compressed."""
+        packed = reading.packed or Packed(message.content, FASTEST)
+        front = return_path_field(_reverse_path(message.envelope)) + self._trace(message)
+        return packed.behind(front.encode())
+
+    def recipients(self, message: Message) -> list[str]:
+        """The column `recipient` of its rows."""
+        return [str(self._full(recipient)) for recipient in message.envelope.recipients]
+
+    def _full(self, recipient: Mailbox) -> Mailbox:
+        return recipient if recipient.domain else Mailbox(recipient.local, self._host_name)
+
+    def _trace(self, message: Message) -> str:
+        return received(
+            message.envelope, message.client_ip, self._host_name, message.id, message.received_at
+        )
+
+
+def _read_body(content: bytes) -> Body:
+    try:
+        return read_body(content)
+    except Exception:  # a fault of ours, or of lxml: that costs the text, and never the mail
+        return Body("", UNKNOWN, ())
+
+
+def _reverse_path(envelope: Envelope) -> str:
+    return str(envelope.sender) if envelope.sender is not None else ""
 
 
 def _one_line(text: str) -> str:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gsmtpd.message import charsets
 from gsmtpd.message import headers as module
 from gsmtpd.message.charsets import to_text
-from gsmtpd.message.headers import MAX_HEADER, MAX_VALUE, cut, read_headers
+from gsmtpd.message.headers import MAX_HEADER, cut, read_headers
+from gsmtpd.message.words import MAX_VALUE
 
 NAMES = [b"From", b"Subject", b"Message-ID", b"Reply-To", b"Sender", b"Content-Type", b"Received"]
 PIECES = [

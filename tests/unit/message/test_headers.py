@@ -12,11 +12,11 @@ from gsmtpd.message.headers import (
     DEFAULT_TYPE,
     MAX_FIELDS,
     MAX_HEADER,
-    MAX_VALUE,
     Headers,
     cut,
     read_headers,
 )
+from gsmtpd.message.words import MAX_VALUE
 
 NOTHING = Headers("", "", "", "", "", DEFAULT_TYPE, "", 0)
 
