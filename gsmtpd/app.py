@@ -13,7 +13,7 @@ from functools import partial
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
-from gsmtpd.message.row import RowMaker
+from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.metrics import Counters
 from gsmtpd.policy.domains import DomainPolicy
 from gsmtpd.server.engine import Engine
@@ -22,10 +22,14 @@ from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import Limits, SMTPServer
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.storage import mysql, sqlite
-from gsmtpd.storage.base import MailReader, Store, StoreError
+from gsmtpd.storage.base import Store, StoreError
+from gsmtpd.storage.body_store import BodyStore, open_body_store
+from gsmtpd.storage.dedupe import DedupingStore
+from gsmtpd.storage.elsewhere import ElsewhereStore
 from gsmtpd.storage.mysql_connection import Database, Host
+from gsmtpd.storage.reader import MailReader
 from gsmtpd.storage.schema import statements
-from gsmtpd.storage.writer import GroupCommitWriter
+from gsmtpd.storage.writer import READ_AT_ONCE_COMPRESSED, GroupCommitWriter
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +104,7 @@ def check_store(config: Config) -> None:
     if config.store.backend == "sqlite":
         sqlite.check(config.store.sqlite.path)
     elif config.store.backend == "mysql":
-        store = _mysql_store(config, lambda size: None, warn=False)
+        store = make_store(config)
         try:
             store.prepare()
         finally:
@@ -156,18 +160,54 @@ def make_engine(
     return Engine(servers, pool, writer)
 
 
+def make_store(
+    config: Config,
+    on_capacity: mysql.OnCapacity = lambda size: None,
+    warn: bool = False,
+    dedupe: bool = True,
+) -> Store:
+    """The configured store, not connected yet. Raises StoreError for one that keeps nothing.
+
+    on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts.
+    """
+    chosen = config.store
+    rows = _row_maker(config)
+    durable = chosen.durability == "strict"
+    made: sqlite.SQLiteStore | mysql.MySQLStore
+    if chosen.backend == "sqlite":
+        made = sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
+    elif chosen.backend == "mysql":
+        database, connections = make_database(config), chosen.mysql.connections
+        made = mysql.MySQLStore(database, rows, connections, warn, durable, on_capacity)
+    else:
+        raise StoreError("[store] backend = null keeps no mail")
+    bodies = make_body_store(config)
+    store: Store = made if bodies is None else ElsewhereStore(made, bodies, rows)
+    if dedupe and chosen.dedupe_window is not None:
+        store = DedupingStore(store, made, chosen.dedupe_window, rows.recipients)
+    return store
+
+
+def make_body_store(config: Config) -> BodyStore | None:
+    """The configured body store, not connected yet. Raises StoreError if its library is missing."""
+    chosen = config.store.body
+    if chosen.backend == "none":
+        return None
+    where = chosen.address
+    return open_body_store(chosen.backend, where.host, where.port, where.unix_socket, chosen.ttl)
+
+
 def _make_writer(
     config: Config, servers: Sequence[SMTPServer], first: bool
 ) -> GroupCommitWriter | None:
-    store: Store
-    if config.store.backend == "sqlite":
-        durable = config.store.durability == "strict"
-        store = sqlite.SQLiteStore(config.store.sqlite.path, _row_maker(config), durable)
-        return GroupCommitWriter(store, threads=1)
-    if config.store.backend == "mysql":
-        store = _mysql_store(config, partial(_limit_size, servers, first), warn=first)
-        return GroupCommitWriter(store, config.store.mysql.connections)
-    return None
+    chosen = config.store
+    if chosen.backend == "null":
+        return None
+    store = make_store(config, partial(_limit_size, servers, first), warn=first)
+    threads = 1 if chosen.backend == "sqlite" else chosen.mysql.connections
+    if _level(config) is None:
+        return GroupCommitWriter(store, threads)
+    return GroupCommitWriter(store, threads, read_at_once=READ_AT_ONCE_COMPRESSED)
 
 
 def _limit_size(servers: Sequence[SMTPServer], first: bool, size: int) -> None:
@@ -185,16 +225,17 @@ def _limit_size(servers: Sequence[SMTPServer], first: bool, size: int) -> None:
         server.rules = replace(server.rules, max_size=size)
 
 
-def _mysql_store(config: Config, on_capacity: mysql.OnCapacity, warn: bool) -> mysql.MySQLStore:
-    return mysql.MySQLStore(
-        make_database(config),
-        _row_maker(config),
-        config.store.mysql.connections,
-        warn,
-        config.store.durability == "strict",
-        on_capacity,
+def _row_maker(config: Config) -> RowMaker:
+    return RowMaker(
+        config.server.host_name,
+        config.domains.primary_domain,
+        Decode(config.content.decode),
+        _level(config),
+        config.content.spam_score_header,
     )
 
 
-def _row_maker(config: Config) -> RowMaker:
-    return RowMaker(config.server.host_name, config.domains.primary_domain)
+def _level(config: Config) -> int | None:
+    """zlib's level; what goes into a body store is always compressed."""
+    fallback = None if config.store.body.backend == "none" else FASTEST
+    return config.content.compress or fallback

@@ -126,6 +126,14 @@ class MailLog:
                 return
         self._message("accepted", message, delay, tls, ("reply", str(reply.code)))
 
+    def duplicate(
+        self, message: Message, of: str, reply: Reply, delay: float, tls: str = NO_TLS
+    ) -> None:
+        """A message was answered with `reply`, but is stored already, as the one with id `of`."""
+        if self._enabled:
+            fields = ("of", of), ("reply", str(reply.code))
+            self._message("duplicate", message, delay, tls, *fields)
+
     def stored_unheard(self, message: Message, delay: float, tls: str = NO_TLS) -> None:
         """A message was stored, but its client heard 4xx before, or had gone."""
         if self._enabled:

@@ -17,7 +17,7 @@ from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.session import Event, MessageReceived, Session
 from gsmtpd.smtp.states import State
-from gsmtpd.storage.base import Outcome
+from gsmtpd.storage.base import Duplicate, Outcome
 from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
 
 if TYPE_CHECKING:
@@ -123,17 +123,20 @@ class Connection:
 
     def finished(self, job: Job) -> None:
         """The store is done with this connection's message; called in its own thread."""
+        outcome = job.outcome
         if self._job is not job:
             # Answered by the clock, or gone; what was stored meanwhile may come again.
-            if job.outcome is Outcome.STORED:
+            if outcome is Outcome.STORED:
                 self.thread.maillog.stored_unheard(job.message, self.thread.now - job.submitted)
             return
         self._job = None
-        assert job.outcome is not None
-        if job.outcome is Outcome.STORED:
+        assert outcome is not None
+        if outcome is Outcome.STORED:
             self._answer_message(job.message, queued(job.message.id), job.submitted)
+        elif isinstance(outcome, Duplicate):
+            self._answer_message(job.message, queued(outcome.of), job.submitted, outcome.of)
         else:
-            self._answer_message(job.message, OUTCOMES[job.outcome], job.submitted)
+            self._answer_message(job.message, OUTCOMES[outcome], job.submitted)
 
     def check_time(self, now: float) -> None:
         """Close the session if it has outlived one of its limits. now: monotonic seconds."""
@@ -216,14 +219,20 @@ class Connection:
         else:
             server.writer.submit(self._job)
 
-    def _answer_message(self, message: Message, decision: Reply, submitted: float) -> None:
+    def _answer_message(
+        self, message: Message, decision: Reply, submitted: float, stored_as: str = ""
+    ) -> None:
         row = self.thread.counters
         if decision.positive:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
         else:
             row[Counter.REFUSED] += 1
-        self.thread.maillog.message(message, decision, self.thread.now - submitted)
+        delay = self.thread.now - submitted
+        if stored_as:
+            self.thread.maillog.duplicate(message, stored_as, decision, delay)
+        else:
+            self.thread.maillog.message(message, decision, delay)
         self._go_on(self.session.answer(decision))
 
     def _send(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from gsmtpd.message.row import Message
+from gsmtpd.message.row import Message, Reading
 
 _log = logging.getLogger(__name__)
 
@@ -21,11 +21,26 @@ class Outcome(Enum):
     NO_SPACE = "no space"  # the disk or the table is full
 
 
+class Duplicate(NamedTuple):
+    """A message that is stored already, as the one with the id `of`."""
+
+    of: str
+
+
+Result = Outcome | Duplicate
+
+
 class Letter(NamedTuple):
-    """A message ready to be stored. form: the store's own, None where it is still to be made."""
+    """A message that has been read, ready to be stored.
+
+    form: the store's own, None where it is still to be made. held: the name of the body store that
+    has its octets, "" where they go into the row.
+    """
 
     message: Message
+    reading: Reading
     form: Any = None
+    held: str = ""
 
 
 class StoreError(Exception):
@@ -70,10 +85,13 @@ class Store(Protocol):
         Raises StoreError if the store is unusable now, after saying so in the log.
         """
 
-    def encode(self, message: Message) -> Letter:
-        """Do all for `message` that needs no database; the one method for SMTP threads too."""
+    def read(self, message: Message) -> Letter:
+        """Do what needs no database and is the same for all recipients. For any thread."""
 
-    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+    def encode(self, message: Message) -> Letter:
+        """Do all for `message` that needs no database. For any thread."""
+
+    def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction, and say for each what became of it.
 
         All recipients of a message are stored or none. Never raises for trouble of the database.
@@ -81,35 +99,3 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give back connections; the store may not be used afterwards."""
-
-
-class StoredMail(NamedTuple):
-    """A stored row as `gsmtpctl` shows it; the columns of `new_mail` by their names."""
-
-    mail_id: int
-    date: str
-    from_: str
-    to: str
-    subject: str
-    size: int
-    hash: str
-    recipient: str
-    return_path: str
-    ip_addr: str
-    helo: str
-
-
-class MailReader(Protocol):
-    """Reads what a store keeps, for people."""
-
-    def recent(self, limit: int) -> list[StoredMail]:
-        """The newest `limit` mails, oldest first. Raises StoreError."""
-
-    def after(self, mail_id: int) -> list[StoredMail]:
-        """The mails with a higher id than `mail_id`, oldest first. Raises StoreError."""
-
-    def mail(self, mail_id: int) -> tuple[StoredMail, bytes] | None:
-        """One mail and its bytes, or None where there is none. Raises StoreError."""
-
-    def close(self) -> None:
-        """Close the connection."""

@@ -28,10 +28,13 @@ except ModuleNotFoundError:  # the Debian package brings it: Debian 12 has none
     sys.path.append(f"{sys.prefix}/share/gsmtpd/vendor")
     from dbutils.pooled_db import PooledDB
 
-from gsmtpd.message.row import Message, RowMaker
-from gsmtpd.storage.base import Health, Letter, Outcome, StoreError
+from gsmtpd.message.row import Message, RowMaker, date_of
+from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError
+from gsmtpd.storage.dedupe import Copy
+from gsmtpd.storage.mysql_beside import Beside
 from gsmtpd.storage.mysql_connection import (
     ALTERED,
+    DENIED,
     LOST,
     NO_SPACE,
     READ_ONLY,
@@ -44,7 +47,8 @@ from gsmtpd.storage.mysql_connection import (
     explain,
     store_error,
 )
-from gsmtpd.storage.mysql_table import Column, MailTable
+from gsmtpd.storage.mysql_look import check_settings, read_columns
+from gsmtpd.storage.mysql_table import MailTable
 from gsmtpd.storage.reader import SQLReader
 
 _log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ _FAILURES = (
     pymysql.err.InternalError,
 )
 _STATEMENT_BYTES = 4 * 1024 * 1024
+_ROOM_FOR_NAMES = 8192  # octets of an INSERT in front of its values
 
 
 OnCapacity = Callable[[int], None]
@@ -107,6 +112,7 @@ class MySQLStore:
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
         self._connector = Connector(database)
+        self._beside = Beside(database.table, warn)
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
         self._pool = PooledDB(
@@ -135,14 +141,20 @@ class MySQLStore:
         if self._warn:
             self._health.trouble(str(trouble))
 
+    def read(self, message: Message) -> Letter:
+        """Read `message`, for all its rows."""
+        return Letter(message, self._rows.read(message))
+
     def encode(self, message: Message) -> Letter:
         """Make the SQL values of `message`, if the table's columns are known by now."""
+        letter = self.read(message)
         table = self._table
         if table is None:
-            return Letter(message)
-        return Letter(message, (table, list(map(table.values, self._rows.rows(message)))))
+            return letter
+        made = list(map(table.values, self._rows.rows(message, letter.reading)))
+        return Letter(message, letter.reading, (table, made))
 
-    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+    def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction."""
         try:
             self._write(letters)
@@ -153,8 +165,29 @@ class MySQLStore:
         self._health.well()
         return [Outcome.STORED] * len(letters)
 
+    def copies(self, content_hashes: Iterable[str], since: float) -> list[Copy]:
+        """The rows with one of `content_hashes`, received since then (Unix time in seconds).
+
+        Raises StoreError, also where the table lacks a column that tells.
+        """
+        hashes = list(content_hashes)
+        marks = ", ".join(["%s"] * len(hashes))
+        try:
+            with self._connection() as connection, connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT `content_hash`, `return_path`, `recipient`, `hash`"
+                    f" FROM `{self._database.table}`"
+                    f" WHERE `content_hash` IN ({marks}) AND `date` >= %s",
+                    [*hashes, date_of(since)],
+                )
+                return [Copy(*row) for row in cursor.fetchall()]
+        except (pymysql.MySQLError, OSError) as error:
+            raise store_error(error, self._database) from error
+
     def close(self) -> None:
         """Close the pool's connections."""
+        with suppress(pymysql.MySQLError, OSError), self._connection() as connection:
+            self._beside.count(connection)
         self._pool.close()
 
     @contextmanager
@@ -172,6 +205,7 @@ class MySQLStore:
                 used = driver(connection)
                 try:
                     self._transaction(connection, letters)
+                    self._beside.stored(connection, len(letters))
                     return
                 except (pymysql.MySQLError, OSError) as error:
                     code = code_of(error)
@@ -182,7 +216,7 @@ class MySQLStore:
                             driver(connection).close()
                     with suppress(pymysql.MySQLError, OSError):
                         connection.rollback()  # connects again if the connection was lost
-                    if code in ALTERED | LOST | READ_ONLY:
+                    if code in ALTERED | DENIED | LOST | READ_ONLY:
                         self._table = None  # a table, server or packet size that is another now
                     elif code not in RETRY:
                         raise
@@ -198,6 +232,7 @@ class MySQLStore:
         values = chain.from_iterable(self._values(table, letter) for letter in letters)
         for statement in table.inserts(values, self._statement_bytes):
             cursor.execute(statement)
+        self._beside.write(cursor, letters)
         cursor.close()
         used = driver(connection)
         session = Session(used.server, used.thread_id(), used.since)
@@ -212,17 +247,18 @@ class MySQLStore:
         if letter.form is not None and letter.form[0] is table:
             made: list[bytes] = letter.form[1]
             return made
-        return map(table.values, self._rows.rows(letter.message))
+        rows = self._rows.rows(letter.message, letter.reading, letter.held)
+        return map(table.values, rows)
 
-    def _settle(self, letters: Sequence[Letter], doubt: Ambiguous) -> list[Outcome]:
+    def _settle(self, letters: Sequence[Letter], doubt: Ambiguous) -> list[Result]:
         """Find out whether an ambiguous COMMIT was carried out; if surely not, try once more."""
         over, outcomes = self._look_up(letters, doubt)
         if not over or Outcome.STORED in outcomes:
-            return outcomes
+            return [*outcomes]
         try:
             self._write(letters)
         except Ambiguous as second:
-            return self._look_up(letters, second)[1]
+            return [*self._look_up(letters, second)[1]]
         except (pymysql.MySQLError, StoreError, OSError) as error:
             return self._after_error(letters, error)
         return [Outcome.STORED] * len(letters)
@@ -281,7 +317,7 @@ class MySQLStore:
             time.sleep(0.05)
         return False
 
-    def _after_error(self, letters: Sequence[Letter], error: Exception) -> list[Outcome]:
+    def _after_error(self, letters: Sequence[Letter], error: Exception) -> list[Result]:
         code = code_of(error)
         if code in REFUSED:
             if len(letters) > 1:
@@ -319,53 +355,16 @@ class MySQLStore:
         return table
 
     def _read_table(self, connection: Any) -> MailTable:
-        database = self._database
+        name = self._database.table
         cursor = connection.cursor()
-        cursor.execute(
-            "SELECT column_name, character_maximum_length, character_set_name,"
-            " is_nullable = 'NO' AND column_default IS NULL"
-            " AND extra NOT LIKE '%%auto_increment%%', data_type"
-            " FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s",
-            (database.table,),
-        )
-        columns = [
-            Column(str(name), width, charset, bool(needs_value), str(kind).lower())
-            for name, width, charset, needs_value, kind in cursor.fetchall()
-        ]
-        if not columns:
-            # Nothing is seen without rights on the table: ask it, for the error that says which.
-            cursor.execute(f"SELECT 1 FROM `{database.table}` LIMIT 0")
-            raise StoreError(f"table {database.table}: its columns cannot be read")
-        table = MailTable(database.table, columns)
-        self._check(cursor)
-        cursor.close()
-        return table
-
-    def _check(self, cursor: Any) -> None:
-        cursor.execute(
-            "SELECT @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog, @@read_only,"
-            " @@max_allowed_packet, (SELECT engine FROM information_schema.tables"
-            " WHERE table_schema = DATABASE() AND table_name = %s)",
-            (self._database.table,),
-        )
-        flush, log_bin, sync_binlog, read_only, packet, engine = cursor.fetchone()
+        columns = read_columns(cursor, name)
+        packet = check_settings(cursor, name, self._warn, self._strict)
         # DURABILITY: half, because escaping may double every octet; 64 KiB for the other columns.
         self._statement_bytes = min(_STATEMENT_BYTES, packet - 65536)
         self._on_capacity((packet - 65536) // 2)
-        if not self._warn:
-            return
-        if int(read_only):
-            _log.warning("mysql: the server is read-only")
-        for bad, text in (
-            (
-                str(engine).lower() != "innodb",
-                f"table {self._database.table} is {engine}, not InnoDB",
-            ),
-            (int(flush) != 1, f"innodb_flush_log_at_trx_commit is {flush}, not 1"),
-            (int(log_bin) and int(sync_binlog) != 1, f"sync_binlog is {sync_binlog}, not 1"),
-        ):
-            if bad and self._strict:
-                _log.warning("mysql: DURABILITY: %s; acknowledged mail can be lost", text)
+        self._beside.look(cursor, {column.name for column in columns})
+        cursor.close()
+        return MailTable(name, columns, packet - _ROOM_FOR_NAMES)
 
 
 def execute(database: Database, sql: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification
 NO_SPACE = {1021, 1114, 28}  # disk full, table full
 READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
 ALTERED = {1054, 1146}  # a column or the table is not there (any more)
+DENIED = {1044, 1142, 1143}  # a right on the database, the table or a column is missing
 CANNOT_ENCRYPT = 2059  # an authentication plugin cannot be loaded
 LOST = {0, 1053, 1152, 1158, 1159, 1160, 1161, 1317, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031}
 # The row itself is at fault: value too long, out of range or no text; packet too big; a constraint.
@@ -189,7 +190,7 @@ def explain(error: BaseException, database: Database) -> str:
         return f"there is no database {database.database!r} at {where}; CREATE DATABASE it first"
     if code == 1146:
         return f"there is no table {database.table!r}; make it by: gsmtpctl init-db --apply"
-    if code in (1044, 1142):
+    if code in DENIED:
         return (
             f"user {database.user!r} has no right to SELECT and INSERT in"
             f" {database.database}.{database.table}; GRANT it"
@@ -200,5 +201,5 @@ def explain(error: BaseException, database: Database) -> str:
 
 def store_error(error: BaseException, database: Database) -> StoreError:
     """`error` as the StoreError for it."""
-    denied = code_of(error) in (1044, 1045, 1142)
+    denied = code_of(error) in DENIED | {1045}
     return (StorePermissionError if denied else StoreError)(explain(error, database))

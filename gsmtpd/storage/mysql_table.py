@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from gsmtpd.message.body import MAX_TEXT
 from gsmtpd.message.row import COLUMNS, NUMBERS, TEXTS, WIDTHS, Row
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.literal import bytes_literal, text_literal
@@ -45,6 +46,9 @@ _CODECS = {
     "tis620": "tis_620",
     "ujis": "euc_jp",
 }
+_LONGEST = WIDTHS | {"body": MAX_TEXT}  # characters of what is stored
+# What columns hold whose size is counted in octets; longer ones hold more than a body ever has.
+_OCTETS = {"tinytext": 255, "text": 65535}
 # What a column gets that gsmtpd does not fill and that has no default.
 _FILLERS = {
     **dict.fromkeys(("char", "varchar", "tinytext", "text", "mediumtext", "longtext"), "''"),
@@ -70,9 +74,14 @@ class Column(NamedTuple):
 
 
 class MailTable:
-    """The mail table `name` with its `columns`; makes the INSERTs for it."""
+    """The mail table `name` with its `columns`; makes the INSERTs for it.
 
-    def __init__(self, name: str, columns: Iterable[Column]) -> None:
+    room: octets that the values of one row may have. Where they have more, `body` is cut: what it
+    holds is in `mail` as well.
+    """
+
+    def __init__(self, name: str, columns: Iterable[Column], room: int = 1 << 30) -> None:
+        self._room = room
         found = {column.name: column for column in columns}
         foreign = [c for c in found.values() if c.needs_value and c.name not in COLUMNS]
         for column in foreign:
@@ -99,6 +108,15 @@ class MailTable:
 
     def values(self, row: Row) -> bytes:
         """`row` as the values of an INSERT, in parentheses."""
+        made = self._values(row)
+        if len(made) <= self._room or not row.body:
+            return made
+        body = row.body.encode()
+        # Each octet of it is one or two of the literal.
+        fitting = body[: max(0, len(body) - (len(made) - self._room))].decode("utf-8", "ignore")
+        return self._values(row._replace(body=fitting))
+
+    def _values(self, row: Row) -> bytes:
         texts = self._pick_texts(row)
         joined = "\0".join(texts)
         if self._plain and joined.count("\0") == len(texts) - 1:
@@ -138,10 +156,18 @@ def _picker(names: list[str]) -> Callable[[Row], tuple[Any, ...]]:
 
 def _literal_for(column: Column) -> Callable[[str], str]:
     """What makes a text into a literal that `column` takes: "?" for what its charset lacks."""
+    if column.kind in _OCTETS:
+        most = _OCTETS[column.kind]
+        literal = _literal_of(column.charset, None)
+        # Its characters may be fewer octets there than in UTF-8, but not more.
+        return lambda text: literal(text.encode()[:most].decode("utf-8", "ignore"))
     width = column.width
-    if width is None or width >= WIDTHS.get(column.name, 0):
+    if width is None or width >= _LONGEST.get(column.name, 0):
         width = None
-    charset = column.charset
+    return _literal_of(column.charset, width)
+
+
+def _literal_of(charset: str | None, width: int | None) -> Callable[[str], str]:
     if charset in ("utf8", "utf8mb3"):
         return lambda text: text_literal(_NOT_IN_BMP.sub("?", text)[:width])
     codec = _CODECS.get(charset or "")

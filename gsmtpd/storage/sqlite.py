@@ -6,11 +6,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from gsmtpd.message.row import COLUMNS, Message, RowMaker
-from gsmtpd.storage.base import Health, Letter, Outcome, StoreError, StorePermissionError
+from gsmtpd.message.row import COLUMNS, Message, RowMaker, date_of
+from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError, StorePermissionError
+from gsmtpd.storage.dedupe import Copy
 from gsmtpd.storage.reader import SQLReader
 from gsmtpd.storage.schema import statements
 
@@ -19,6 +20,16 @@ _INSERT = (
     f"INSERT INTO new_mail ({', '.join(f'`{name}`' for name in COLUMNS)})"
     f" VALUES ({', '.join('?' * len(COLUMNS))})"
 )
+# A mail_id never comes again, but a row of an attachment may have been left by hand.
+_INSERT_ATTACHMENT = (
+    "INSERT OR REPLACE INTO mail_attachment (mail_id, position, filename, content_type, size,"
+    " sha256) SELECT mail_id, ?, ?, ?, ?, ? FROM new_mail WHERE hash = ?"
+)
+_COUNT = (
+    "UPDATE gm2_setting SET setting_value = setting_value + ?"
+    " WHERE setting_name = 'received_emails'"
+)
+_LISTED = 100  # attachments of a mail
 
 
 def connect(path: str, durable: bool = True) -> sqlite3.Connection:
@@ -30,9 +41,7 @@ def connect(path: str, durable: bool = True) -> sqlite3.Connection:
         connection = _open(path)
         # NORMAL does not sync the WAL on commit: a power cut can take acknowledged mail.
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='new_mail'").fetchone():
-            for statement in statements("sqlite"):
-                connection.execute(statement)
+        _make_tables(connection)
         return connection
     except (sqlite3.Error, OSError) as error:
         raise store_error(path, error) from error
@@ -53,6 +62,23 @@ def _open(path: str) -> sqlite3.Connection:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables that are missing: all of a new file, in an older one what came since."""
+    made = statements("sqlite")
+    if connection.execute("PRAGMA user_version").fetchone()[0] == len(made):
+        return
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in made:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={len(made)}")
+        connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        # Who may only read sees the file as it is.
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
 
 
 def make(path: str) -> None:
@@ -128,11 +154,16 @@ class SQLiteStore:
         """Open the file and make its tables. Raises StoreError."""
         self._connection()
 
+    def read(self, message: Message) -> Letter:
+        """Read `message`, for all its rows."""
+        return Letter(message, self._rows.read(message))
+
     def encode(self, message: Message) -> Letter:
         """Make the rows of `message`."""
-        return Letter(message, list(self._rows.rows(message)))
+        reading = self._rows.read(message)
+        return Letter(message, reading, list(self._rows.rows(message, reading)))
 
-    def write(self, letters: Sequence[Letter]) -> list[Outcome]:
+    def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction."""
         try:
             self._transaction(self._connection(), letters)
@@ -142,6 +173,23 @@ class SQLiteStore:
             return self._after_error(letters, error)
         self._health.well()
         return [Outcome.STORED] * len(letters)
+
+    def copies(self, content_hashes: Iterable[str], since: float) -> list[Copy]:
+        """The rows with one of `content_hashes`, received since then (Unix time in seconds).
+
+        Raises StoreError.
+        """
+        hashes = list(content_hashes)
+        marks = ", ".join("?" * len(hashes))
+        try:
+            rows = self._connection().execute(
+                "SELECT content_hash, return_path, recipient, hash FROM new_mail"
+                f" WHERE content_hash IN ({marks}) AND date >= ?",
+                (*hashes, date_of(since)),
+            )
+            return [Copy(*row) for row in rows]
+        except sqlite3.Error as error:
+            raise store_error(self._path, error) from error
 
     def close(self) -> None:
         """Close all connections; the last one of all processes empties and removes the WAL."""
@@ -170,17 +218,29 @@ class SQLiteStore:
         self._local.connection = None
 
     def _transaction(self, connection: sqlite3.Connection, letters: Sequence[Letter]) -> None:
-        made = (letter.form or self._rows.rows(letter.message) for letter in letters)
+        made = (
+            letter.form
+            if letter.form is not None
+            else self._rows.rows(letter.message, letter.reading, letter.held)
+            for letter in letters
+        )
+        attached = (
+            (position, *each, letter.message.id)
+            for letter in letters
+            for position, each in enumerate(letter.reading.body.attachments[:_LISTED], 1)
+        )
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(_INSERT, chain.from_iterable(made))
+            connection.executemany(_INSERT_ATTACHMENT, attached)
+            connection.execute(_COUNT, (len(letters),))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
-    def _after_error(self, letters: Sequence[Letter], error: sqlite3.Error) -> list[Outcome]:
+    def _after_error(self, letters: Sequence[Letter], error: sqlite3.Error) -> list[Result]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT) and len(letters) > 1:
             # One message is at fault: halves find it, and it stands alone.

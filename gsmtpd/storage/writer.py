@@ -12,10 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol
 
 from gsmtpd.message.row import Message
-from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
+from gsmtpd.storage.base import Letter, Outcome, Result, Store, StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ BUSY_FOR = 0.01  # seconds behind such a batch; a message that comes later is wr
 # Octets of a message, times recipients, up to which its rows are made by the thread that received
 # it, while its bytes are in that core's cache: 10 to 30 us a message less than in a writer thread.
 ENCODE_AT_ONCE = 65536
+# Octets of a message up to which that thread reads it, too. Bigger ones are read, and compressed,
+# by threads of their own, so that neither clients nor a batch of others wait for them.
+READ_AT_ONCE = 65536
+READ_AT_ONCE_COMPRESSED = 8192  # as zlib takes a tenth of a millisecond for these already
+READERS = 2  # such threads; zlib and SHA-256 let others run meanwhile
 GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 lets clients wait 600)
 _PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
 
@@ -50,26 +56,35 @@ class Owner(Protocol):
 class Job:
     """One message on its way into the store. context: the owner's own, untouched here."""
 
-    __slots__ = ("context", "letter", "message", "outcome", "owner", "submitted")
+    __slots__ = ("context", "message", "outcome", "owner", "submitted")
 
     def __init__(self, message: Message, owner: Owner, context: object, submitted: float) -> None:
         self.message = message
         self.owner = owner
         self.context = context
         self.submitted = submitted  # seconds, monotonic
-        self.letter: Letter | None = None
-        self.outcome: Outcome | None = None  # None until it is known
+        self.outcome: Result | None = None  # None until it is known
 
 
 class GroupCommitWriter:
-    """Writes messages to a store from `threads` threads. Start it behind the fork."""
+    """Writes messages to a store from `threads` threads. Start it behind the fork.
+
+    read_at_once: octets of a message up to which the thread that received it reads it.
+    """
 
     def __init__(
-        self, store: Store, threads: int, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        threads: int,
+        clock: Callable[[], float] = time.monotonic,
+        read_at_once: int = READ_AT_ONCE,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._waiting: deque[Job] = deque()
+        self._read_at_once = read_at_once
+        self._unread: SimpleQueue[Job | None] = SimpleQueue()
+        self._reading = 0  # jobs that are in `_unread`, or taken from it and not read yet
+        self._waiting: deque[tuple[Job, Letter]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
         self._busy_until = 0.0  # monotonic seconds
@@ -80,19 +95,32 @@ class GroupCommitWriter:
             threading.Thread(target=self._run, name=f"writer-{i}", args=(i,), daemon=True)
             for i in range(threads)
         ]
+        self._readers = [
+            threading.Thread(target=self._read, name=f"reader-{i}", daemon=True)
+            for i in range(READERS)
+        ]
 
     def start(self) -> None:
-        """Start the writer threads; the first looks at the store before it writes."""
-        for thread in self._threads:
+        """Start all threads; the first writer looks at the store before it writes."""
+        for thread in (*self._threads, *self._readers):
             thread.start()
 
     def submit(self, job: Job) -> None:
         """Queue `job`; its owner gets it back with its outcome."""
+        if len(job.message.content) > self._read_at_once:
+            with self._changed:
+                self._reading += 1
+            self._unread.put(job)
+        else:
+            self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
+        """Make what can be made before the transaction, and have it written."""
         message = job.message
-        if len(message.content) * len(message.envelope.recipients) <= ENCODE_AT_ONCE:
-            job.letter = self._store.encode(message)
+        at_once = len(message.content) * len(message.envelope.recipients) <= ENCODE_AT_ONCE
+        letter = self._store.encode(message) if at_once else self._store.read(message)
         # Atomic; and a writer looks again before it sleeps, so a busy one needs no call.
-        self._waiting.append(job)
+        self._waiting.append((job, letter))
         if (not self._writing and not self._called) or len(self._waiting) == SECOND_WRITER_FROM:
             with self._changed:
                 self._called = True
@@ -108,7 +136,7 @@ class GroupCommitWriter:
     @property
     def waiting(self) -> int:
         """How many messages no writer has taken yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._reading
 
     def __str__(self) -> str:
         return (
@@ -118,16 +146,33 @@ class GroupCommitWriter:
 
     def stop(self, timeout: float) -> bool:
         """Write what waits, then end the threads. True if all ended within `timeout` seconds."""
+        deadline = self._clock() + timeout
+        for _ in self._readers:
+            self._unread.put(None)  # behind all that is to be read
+        for thread in self._readers:
+            thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        deadline = self._clock() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         ended = not any(thread.is_alive() for thread in self._threads)
         if ended:
             self._store.close()
         return ended
+
+    def _read(self) -> None:
+        """What a reader thread does."""
+        while (job := self._unread.get()) is not None:
+            try:
+                self._enqueue(job)
+            except Exception:
+                _log.exception("store: unexpected trouble with one message")
+                job.outcome = Outcome.TROUBLE
+                _hand_back([job])
+            finally:
+                with self._changed:
+                    self._reading -= 1
 
     def _run(self, number: int) -> None:
         if number == 0:
@@ -173,35 +218,35 @@ class GroupCommitWriter:
                 if not self._waiting and not self._stopped:
                     self._changed.wait(_PREPARE_AGAIN)
 
-    def _write(self, batch: list[Job]) -> None:
+    def _write(self, batch: list[tuple[Job, Letter]]) -> None:
         if not batch:
             return
         try:
-            outcomes = self._store.write([job.letter or Letter(job.message) for job in batch])
-            for job, outcome in zip(batch, outcomes, strict=True):
+            outcomes = self._store.write([letter for _, letter in batch])
+            for (job, _), outcome in zip(batch, outcomes, strict=True):
                 job.outcome = outcome
         except Exception:
             _log.exception("store: unexpected trouble with %d messages", len(batch))
-            for job in batch:
+            for job, _ in batch:
                 job.outcome = Outcome.TROUBLE
-        _hand_back(batch)
+        _hand_back([job for job, _ in batch])
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[tuple[Job, Letter]]:
         """The next batch; what has waited too long goes back unwritten."""
-        batch: list[Job] = []
+        batch: list[tuple[Job, Letter]] = []
         expired: list[Job] = []
         rows = size = 0
         oldest = self._clock() - GIVE_UP_AFTER
         while rows < MAX_BATCH_ROWS and size < MAX_BATCH_BYTES:
             try:
-                job = self._waiting.popleft()
+                job, letter = self._waiting.popleft()
             except IndexError:
                 break
             if job.submitted < oldest:
                 job.outcome = Outcome.TROUBLE
                 expired.append(job)
                 continue
-            batch.append(job)
+            batch.append((job, letter))
             recipients = len(job.message.envelope.recipients)
             rows += recipients
             size += len(job.message.content) * recipients

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gsmtpd.message.row import Message
+from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.session import Envelope
 from gsmtpd.storage import writer as module
@@ -19,6 +19,9 @@ from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
 from gsmtpd.storage.writer import GroupCommitWriter, Job
 from tests.servers import wait_for
 
+READ = RowMaker("mx.example.com").read(
+    Message("", Envelope("x", True, None, ()), b"", "192.0.2.1", 0.0)
+)
 WAIT = 30.0  # seconds; nothing here takes that long unless it is broken
 
 
@@ -42,8 +45,10 @@ class Notebook:
     def prepare(self) -> None:
         self.prepared += 1
 
-    def encode(self, message: Message) -> Letter:
-        return Letter(message)
+    def read(self, message: Message) -> Letter:
+        return Letter(message, READ)
+
+    encode = read
 
     def write(self, letters: Sequence[Letter]) -> list[Outcome]:
         names = [letter.message.id for letter in letters]

@@ -1,0 +1,151 @@
+"""What is written beside the mail, in its transaction? Its attachments, and how much came.
+
+None of it may cost mail: without a table, or the right to write there, it is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pymysql
+
+from gsmtpd.message.body import Attachment
+from gsmtpd.storage.base import Letter
+from gsmtpd.storage.literal import text_literal
+from gsmtpd.storage.mysql_connection import DENIED, LOST, code_of
+
+_log = logging.getLogger(__name__)
+
+_NAMES = ", ".join(f"`{name}`" for name in Attachment._fields)
+# A mail_id may come again, in a table that was emptied.
+_AGAIN = " ON DUPLICATE KEY UPDATE " + ", ".join(
+    f"`{name}` = VALUES(`{name}`)" for name in Attachment._fields
+)
+_INSERT_ATTACHMENTS = f"INSERT INTO `mail_attachment` (`mail_id`, `position`, {_NAMES}) "
+_COUNT = (
+    "UPDATE `gm2_setting` SET `setting_value` = `setting_value` + %s"
+    " WHERE `setting_name` = 'received_emails'"
+)
+_COUNT_EVERY = 1.0  # seconds; the row is locked for a moment, and all writers want it
+_ROWS_AT_ONCE = 500
+_LISTED = 100  # attachments of a mail, lest a thousand for a thousand recipients hold up all others
+
+
+class Beside:
+    """What can be written beside the mail table `table`, as `look` has found.
+
+    warn: say in the log what cannot.
+    """
+
+    def __init__(self, table: str, warn: bool) -> None:
+        self._table = table
+        self._warn = warn
+        self._keeps_attachments = False
+        self._keeps_received = False
+        self._counts_itself = False
+        self._lock = threading.Lock()
+        self._uncounted = 0
+        self._counted_at = time.monotonic()
+
+    def look(self, cursor: Any, columns: set[str]) -> None:
+        """See which tables are there and may be written. columns: of the mail table."""
+        self._keeps_attachments = (
+            {"mail_id", "hash"} <= columns
+            and self._has_index(cursor)
+            and self._may(cursor, f"{_INSERT_ATTACHMENTS} SELECT 0, 0, '', '', 0, ''{{}}{_AGAIN}")
+        )
+        self._keeps_received = self._may(
+            cursor, "INSERT INTO `gm2_received` (`messages`) SELECT 0{}"
+        )
+        # A table of Guerrilla SMTPd's own, without ours beside it.
+        self._counts_itself = not self._keeps_received and self._may(
+            cursor, (_COUNT % "0").replace("WHERE", "WHERE FALSE AND") + "{}", where=""
+        )
+
+    def _has_index(self, cursor: Any) -> bool:
+        """Whether a message's rows are found by its id without reading all of them."""
+        cursor.execute(
+            "SELECT 1 FROM information_schema.statistics WHERE table_schema = DATABASE()"
+            " AND table_name = %s AND column_name = 'hash' AND seq_in_index = 1 LIMIT 1",
+            (self._table,),
+        )
+        found = cursor.fetchone() is not None
+        if not found and self._warn:
+            _log.warning("mysql: table %s has no key on `hash`; attachments are not listed",
+                         self._table)  # fmt: skip
+        return found
+
+    def _may(self, cursor: Any, sql: str, where: str = " FROM DUAL WHERE FALSE") -> bool:
+        """Whether the statement, with a condition that nothing fulfils, is carried out."""
+        try:
+            cursor.execute(sql.format(where))
+        except pymysql.MySQLError as error:
+            code = code_of(error)
+            if code in LOST:
+                raise
+            if self._warn and code in DENIED:
+                _log.warning("mysql: %s; mail is stored without that", error.args[1])
+            return False  # for most, there is no such table, and none is asked for
+        return True
+
+    def write(self, cursor: Any, letters: Sequence[Letter]) -> None:
+        """Write what belongs to `letters`, whose rows have been inserted in this transaction."""
+        if self._keeps_attachments:
+            with_some = [letter for letter in letters if letter.reading.body.attachments]
+            for first in range(0, len(with_some), _ROWS_AT_ONCE):
+                self._write_attachments(cursor, with_some[first : first + _ROWS_AT_ONCE])
+        if self._keeps_received:
+            # A row of its own, that no other writer wants; see counter.py for what becomes of it.
+            cursor.execute(f"INSERT INTO `gm2_received` (`messages`) VALUES ({len(letters)})")
+
+    def _write_attachments(self, cursor: Any, letters: Sequence[Letter]) -> None:
+        # Asked for, instead of reckoned from LAST_INSERT_ID(): that is right for no setting of
+        # innodb_autoinc_lock_mode and auto_increment_increment by any promise.
+        found = {letter.message.id: letter.reading.body.attachments for letter in letters}
+        marks = ", ".join(["%s"] * len(found))
+        cursor.execute(
+            f"SELECT `mail_id`, `hash` FROM `{self._table}` WHERE `hash` IN ({marks})", [*found]
+        )
+        values = [
+            value
+            for mail_id, message_id in cursor.fetchall()
+            for value in _values(mail_id, found[message_id])
+        ]
+        for first in range(0, len(values), _ROWS_AT_ONCE):
+            some = ",".join(values[first : first + _ROWS_AT_ONCE])
+            cursor.execute(f"{_INSERT_ATTACHMENTS} VALUES {some}{_AGAIN}")
+
+    def stored(self, connection: Any, messages: int) -> None:
+        """Count `messages` that are committed, where the database is to be told from here."""
+        if not self._counts_itself:
+            return
+        now = time.monotonic()
+        with self._lock:
+            self._uncounted += messages
+            if now - self._counted_at < _COUNT_EVERY:
+                return
+            self._counted_at = now
+        self.count(connection)
+
+    def count(self, connection: Any) -> None:
+        """Tell the database of what it has not been told."""
+        with self._lock:
+            messages, self._uncounted = self._uncounted, 0
+        if not messages:
+            return
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_COUNT, (messages,))
+        except (pymysql.MySQLError, OSError):
+            with self._lock:
+                self._uncounted += messages
+
+
+def _values(mail_id: int, attachments: Sequence[Attachment]) -> Iterator[str]:
+    for position, each in enumerate(attachments[:_LISTED], 1):
+        name, kind = text_literal(each.filename), text_literal(each.content_type)
+        yield f"({mail_id},{position},{name},{kind},{each.size},'{each.sha256}')"
