@@ -12,9 +12,12 @@ from gsmtpd.message.headers import cut
 from gsmtpd.message.html import to_text
 from gsmtpd.message.mime import MESSAGES, Part, payload, read_parts
 from gsmtpd.message.parameters import charset_of, file_name, find_parameters
+from gsmtpd.message.words import one_line
 
 MAX_TEXT = 262_144  # octets of a text part that are read
 MAX_NAME = 255  # characters of a file name or a type
+_MAX_TEXTS = 16  # that are decoded, for one that is not blank
+_MAX_INNER = 4 * MAX_TEXT  # octets of those
 _MAX_NESTED = 4  # messages in messages that are looked into where there is no text outside
 
 # <meta charset=…> and its older form, where the part itself says nothing.
@@ -105,7 +108,7 @@ def _text(content: bytes, texts: list[Part], attached: list[Part]) -> tuple[str,
         inner = next((part for part in attached if part.kind in MESSAGES), None)
         if inner is None:
             break
-        content = payload(content, inner)
+        content = payload(content, inner, _MAX_INNER)
         texts, attached = _sorted_out(content)
     return "", ""
 
@@ -114,7 +117,7 @@ def _best(content: bytes, texts: list[Part]) -> tuple[str, str]:
     """The text of the one of `texts` that a person would read."""
     blank = ("", "")
     # sorted() keeps the order of the message among those of one kind.
-    for part in sorted(texts, key=_rank):
+    for part in sorted(texts, key=_rank)[:_MAX_TEXTS]:
         found = _decoded(content, part)
         if found[0] and not found[0].isspace():
             return found
@@ -128,7 +131,7 @@ def _rank(part: Part) -> int:
 
 def _decoded(content: bytes, part: Part) -> tuple[str, str]:
     octets = payload(content, part, MAX_TEXT)
-    charset = charset_of(part.parameters) if part.parameters else ""
+    charset = one_line(charset_of(part.parameters)) if part.parameters else ""
     if part.kind != "text/html":
         return decode(octets, charset, cut=len(octets) == MAX_TEXT)
     if not charset and not octets.isascii() and (meta := _find_meta(octets, 0, 2048)):

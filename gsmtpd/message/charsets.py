@@ -56,6 +56,9 @@ _SUPERSETS: Final = {
     "shift_jis": "cp932",
     "tis_620": "cp874",
 }
+_TRANSFORMS: Final = (
+    "base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec",
+)  # fmt: skip
 _NO_ALIAS: Final = ("cp720", "cp737", "cp856", "cp874", "cp1006", "mac_arabic", "mac_farsi")
 
 
@@ -68,6 +71,8 @@ def _codecs() -> dict[str, str]:
     """
     table: dict[str, str] = {codec: codec for codec in (*_python_aliases.values(), *_NO_ALIAS)}
     table |= _python_aliases
+    # Those that are no charsets: an incremental decoder of zlib would unpack 256 KB to 256 MB.
+    table = {name: codec for name, codec in table.items() if codec not in _TRANSFORMS}
     for codec in list(table.values()):
         if codec.startswith("cp"):
             table["windows_" + codec[2:]] = table["cp_" + codec[2:]] = codec

@@ -16,11 +16,14 @@ from gsmtpd.message.words import MAX_VALUE, unfold
 
 MAX_PARTS = 1000
 MAX_DEPTH = 16  # multiparts in each other; senders have up to five
+MAX_LINE = 1000  # octets; what is longer, and no field, is text (RFC 5322 section 2.1.1 has 998)
 MAX_HEADER = 65536  # octets of one part's header
 # Two bounds on the search for delimiters: lines that begin like one and are none, and octets looked
 # at, which deeply nested parts would have looked at again and again.
 MAX_LOOKALIKES = 20_000
-MAX_SEARCHED = 64 * 1024 * 1024
+MAX_SEARCHED = 3  # times the message: four multiparts as large as it may be in each other
+MAX_HEADERS = 262_144  # octets of all parts' headers: what stands in them is what costs time
+MAX_UUENCODED = 100_000  # lines, of 45 octets each
 _MAX_DELIMITER = 256  # octets behind the boundary; more than white space is none
 
 MESSAGES = ("message/rfc822", "message/global")
@@ -38,7 +41,6 @@ _match_content_field = re.compile(_CONTENT_FIELD).match
 _match_encoding = re.compile(r"(?:[ \t]*+\([^()]*+\))*[ \t]*+\"?([A-Za-z0-9-]++)").match
 # Of a gateway that pads lines: a2b_qp knows soft line breaks without white space only.
 _SOFT_BREAK = re.compile(rb"=[ \t]++\r?\n")
-_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 
 
 class Part(NamedTuple):
@@ -64,15 +66,19 @@ class _Search:
         self._content = content
         self._lookalikes = 0
         self._searched = 0
+        self._headers = 0
         self.found: list[Part] = []
 
     def run(self) -> None:
         # Depth and default type of each range that is still to be read; the next one last.
         waiting = [(0, len(self._content), 0, "text/plain")]
-        while waiting and len(self.found) < MAX_PARTS:
+        searched = MAX_SEARCHED * max(len(self._content), 65536)
+        looked_at = 0  # multiparts, too: they may be empty
+        while waiting and looked_at < MAX_PARTS and self._headers <= MAX_HEADERS:
             start, end, depth, default = waiting.pop()
             part = self._part(start, end, default, depth > 0)
-            too_much = depth == MAX_DEPTH or self._searched > MAX_SEARCHED
+            looked_at += 1
+            too_much = depth == MAX_DEPTH or self._searched > searched
             if too_much or not part.kind.startswith("multipart/"):
                 self.found.append(part)
                 continue
@@ -86,6 +92,7 @@ class _Search:
     def _part(self, start: int, end: int, default: str, in_multipart: bool) -> Part:
         """The part at [start:end], whose header comes first."""
         fields_end, body = _header_end(self._content, start, end)
+        self._headers += fields_end - start if in_multipart else 0
         kind, parameters, encoding, disposition = default, {}, "", ""
         if fields_end > start:
             fields = _content_fields(self._content, start, fields_end)
@@ -156,8 +163,8 @@ def _header_end(content: bytes, start: int, end: int) -> tuple[int, int]:
     match = _match_fields(content, start, limit)
     assert match is not None
     at = match.end()
-    if limit < end and content.find(b"\n", at, limit) < 0:  # it goes on: nobody reads all that
-        blank = content.find(b"\r\n\r\n", at, end)
+    if limit < end and limit - at < MAX_LINE and content.find(b"\n", at, limit) < 0:
+        blank = content.find(b"\r\n\r\n", at - 3, end)  # it goes on: nobody reads all that
         return at, blank + 4 if blank >= 0 else end
     if content.startswith(b"\r\n", at, end):
         return at, at + 2
@@ -181,6 +188,7 @@ def _field(body: bytes) -> str:
 
 # ---- transfer encodings ------------------------------------------------------------------------
 
+_find_uu_begin = re.compile(rb"^begin [^\n]*+(?:\n|\Z)", re.MULTILINE).search
 _UUENCODED = ("x-uuencode", "uuencode", "x-uue", "uue")
 _LONGEST = 4  # encoded octets for one, at most: "=3D", and soft line ends between
 
@@ -209,25 +217,33 @@ def _base64(octets: bytes) -> bytes:
     try:
         return a2b_base64(octets)
     except Base64Error:
-        digits = _NOT_BASE64.sub(b"", octets.partition(b"=")[0])
-        # One digit more than full groups says nothing; two or three lack their padding.
-        full = len(digits) // 4 * 4 + (len(digits) % 4 if len(digits) % 4 > 1 else 0)
-        return a2b_base64(digits[:full] + b"==")
+        try:
+            return a2b_base64(octets + b"==")  # more padding than needed does no harm
+        except Base64Error:  # one digit more than full groups, which says nothing
+            return a2b_base64(octets + b"A==")[:-1]
 
 
 def _uudecoded(octets: bytes) -> bytes:
-    lines = octets.splitlines()
-    begin = next((n for n, line in enumerate(lines) if line.startswith(b"begin ")), -1)
+    """`octets` as they stand where nothing is uuencoded in them."""
+    begin = _find_uu_begin(octets)
+    if begin is None:
+        return octets
     found: list[bytes] = []
-    for line in lines[begin + 1 :]:
+    # Without a bound 10 MB of short lines would take seconds, and become 300 MB.
+    for line in octets[begin.end() :].split(b"\n", MAX_UUENCODED)[:MAX_UUENCODED]:
+        line = line.rstrip(b"\r")
         if line == b"end":
             break
-        try:
-            found.append(a2b_uu(line))
-        except Base64Error:  # of encoders that count their last line wrongly
-            count = (((line[0] - 32) & 63) * 4 + 5) // 3 if line else 0
-            try:
-                found.append(a2b_uu(line[:count]))
-            except Base64Error:
-                continue
+        if line:  # a2b_uu() makes 32 octets of an empty one
+            found.append(_uudecoded_line(line))
     return b"".join(found)
+
+
+def _uudecoded_line(line: bytes) -> bytes:
+    try:
+        return a2b_uu(line)
+    except Base64Error:  # of encoders that count their last line wrongly
+        try:
+            return a2b_uu(line[: (((line[0] - 32) & 63) * 4 + 5) // 3])
+        except Base64Error:
+            return b""
