@@ -58,6 +58,7 @@ _SUPERSETS: Final = {
 }
 _TRANSFORMS: Final = (
     "base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec",
+    "mbcs", "oem",  # of Windows only
 )  # fmt: skip
 _NO_ALIAS: Final = ("cp720", "cp737", "cp856", "cp874", "cp1006", "mac_arabic", "mac_farsi")
 

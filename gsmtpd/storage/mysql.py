@@ -28,6 +28,7 @@ except ModuleNotFoundError:  # the Debian package brings it: Debian 12 has none
     sys.path.append(f"{sys.prefix}/share/gsmtpd/vendor")
     from dbutils.pooled_db import PooledDB
 
+from gsmtpd.message.body import NOTHING
 from gsmtpd.message.row import Message, RowMaker, date_of
 from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError
 from gsmtpd.storage.dedupe import Copy
@@ -49,7 +50,7 @@ from gsmtpd.storage.mysql_connection import (
 )
 from gsmtpd.storage.mysql_look import check_settings, read_columns
 from gsmtpd.storage.mysql_table import MailTable
-from gsmtpd.storage.reader import SQLReader
+from gsmtpd.storage.reader import Bodies, SQLReader
 
 _log = logging.getLogger(__name__)
 
@@ -324,9 +325,20 @@ class MySQLStore:
                 # One message is at fault: halves find it, and it stands alone.
                 middle = len(letters) // 2
                 return self.write(letters[:middle]) + self.write(letters[middle:])
+            (letter,) = letters
+            if letter.reading.body != NOTHING:
+                # What is told of a message must not cost it.
+                _log.warning(
+                    "mysql: message %s refused: %s; it is tried without its text and the list of"
+                    " its attachments",
+                    letter.message.id,
+                    explain(error, self._database),
+                )
+                bare = letter.reading._replace(body=NOTHING)
+                return self.write([letter._replace(reading=bare, form=None)])
             _log.error(
                 "mysql: message %s refused: %s; answering 451",
-                letters[0].message.id,
+                letter.message.id,
                 explain(error, self._database),
             )
             return [Outcome.TROUBLE]
@@ -367,24 +379,12 @@ class MySQLStore:
         return MailTable(name, columns, packet - _ROOM_FOR_NAMES)
 
 
-def execute(database: Database, sql: Sequence[str]) -> None:
-    """Execute the statements `sql`, such as those of the schema. Raises StoreError."""
-    try:
-        connection = Connector(database).connect()
-        try:
-            with connection.cursor() as cursor:
-                for statement in sql:
-                    cursor.execute(statement)
-        finally:
-            connection.close()
-    except pymysql.MySQLError as error:
-        raise store_error(error, database) from error
-
-
-def open_reader(database: Database) -> SQLReader:
-    """A reader of the mail table. Raises StoreError."""
+def open_reader(database: Database, bodies: Bodies | None = None) -> SQLReader:
+    """A reader of the mail table. bodies: the body store, if there is one. Raises StoreError."""
     try:
         connection = Connector(database).connect()
     except pymysql.MySQLError as error:
         raise store_error(error, database) from error
-    return SQLReader(connection, database.table, "%s", lambda error: store_error(error, database))
+    return SQLReader(
+        connection, database.table, "%s", lambda error: store_error(error, database), bodies
+    )

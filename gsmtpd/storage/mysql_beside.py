@@ -25,7 +25,7 @@ _NAMES = ", ".join(f"`{name}`" for name in Attachment._fields)
 _AGAIN = " ON DUPLICATE KEY UPDATE " + ", ".join(
     f"`{name}` = VALUES(`{name}`)" for name in Attachment._fields
 )
-_INSERT_ATTACHMENTS = f"INSERT INTO `mail_attachment` (`mail_id`, `position`, {_NAMES}) "
+_INSERT_ATTACHMENTS = f"INSERT IGNORE INTO `mail_attachment` (`mail_id`, `position`, {_NAMES}) "
 _COUNT = (
     "UPDATE `gm2_setting` SET `setting_value` = `setting_value` + %s"
     " WHERE `setting_name` = 'received_emails'"
@@ -44,7 +44,9 @@ class Beside:
     def __init__(self, table: str, warn: bool) -> None:
         self._table = table
         self._warn = warn
+        self._said: set[str] = set()
         self._keeps_attachments = False
+        self._again = _AGAIN
         self._keeps_received = False
         self._counts_itself = False
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class Beside:
         self._keeps_attachments = (
             {"mail_id", "hash"} <= columns
             and self._has_index(cursor)
-            and self._may(cursor, f"{_INSERT_ATTACHMENTS} SELECT 0, 0, '', '', 0, ''{{}}{_AGAIN}")
+            and self._may_list(cursor)
         )
         self._keeps_received = self._may(
             cursor, "INSERT INTO `gm2_received` (`messages`) SELECT 0{}"
@@ -66,6 +68,17 @@ class Beside:
             cursor, (_COUNT % "0").replace("WHERE", "WHERE FALSE AND") + "{}", where=""
         )
 
+    def _may_list(self, cursor: Any) -> bool:
+        """Whether attachments can be listed; without the right to UPDATE what is there stays."""
+        select = f"{_INSERT_ATTACHMENTS} SELECT 0, 0, '', '', 0, ''{{}}"
+        self._again = _AGAIN if self._may(cursor, select + _AGAIN, quiet=True) else ""
+        return bool(self._again) or self._may(cursor, select)
+
+    def _warn_once(self, text: str) -> None:
+        if self._warn and text not in self._said:
+            self._said.add(text)
+            _log.warning("mysql: %s", text)
+
     def _has_index(self, cursor: Any) -> bool:
         """Whether a message's rows are found by its id without reading all of them."""
         cursor.execute(
@@ -74,12 +87,13 @@ class Beside:
             (self._table,),
         )
         found = cursor.fetchone() is not None
-        if not found and self._warn:
-            _log.warning("mysql: table %s has no key on `hash`; attachments are not listed",
-                         self._table)  # fmt: skip
+        if not found:
+            self._warn_once(f"table {self._table} has no key on `hash`; attachments are not listed")
         return found
 
-    def _may(self, cursor: Any, sql: str, where: str = " FROM DUAL WHERE FALSE") -> bool:
+    def _may(
+        self, cursor: Any, sql: str, where: str = " FROM DUAL WHERE FALSE", quiet: bool = False
+    ) -> bool:
         """Whether the statement, with a condition that nothing fulfils, is carried out."""
         try:
             cursor.execute(sql.format(where))
@@ -87,8 +101,8 @@ class Beside:
             code = code_of(error)
             if code in LOST:
                 raise
-            if self._warn and code in DENIED:
-                _log.warning("mysql: %s; mail is stored without that", error.args[1])
+            if code in DENIED and not quiet:
+                self._warn_once(f"{error.args[1]}; mail is stored without that")
             return False  # for most, there is no such table, and none is asked for
         return True
 
@@ -117,7 +131,7 @@ class Beside:
         ]
         for first in range(0, len(values), _ROWS_AT_ONCE):
             some = ",".join(values[first : first + _ROWS_AT_ONCE])
-            cursor.execute(f"{_INSERT_ATTACHMENTS} VALUES {some}{_AGAIN}")
+            cursor.execute(f"{_INSERT_ATTACHMENTS} VALUES {some}{self._again}")
 
     def stored(self, connection: Any, messages: int) -> None:
         """Count `messages` that are committed, where the database is to be told from here."""

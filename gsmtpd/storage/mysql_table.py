@@ -16,6 +16,7 @@ from gsmtpd.message.row import COLUMNS, NUMBERS, TEXTS, WIDTHS, Row
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.literal import bytes_literal, text_literal
 
+_NOT_IN_GREEK = re.compile("[\u20ac\u20af\u037a]")
 _NOT_IN_BMP = re.compile("[\U00010000-\U0010ffff]")
 # Charsets of MySQL and MariaDB as Python calls them. A strict server refuses a row for one
 # character that its column lacks; and CONVERT(… USING …) is refused as well.
@@ -34,7 +35,6 @@ _CODECS = {
     "euckr": "euc_kr",
     "gb2312": "gb2312",
     "gbk": "gbk",
-    "greek": "iso8859_7",
     "hebrew": "iso8859_8",
     "koi8r": "koi8_r",
     "koi8u": "koi8_u",
@@ -48,7 +48,10 @@ _CODECS = {
 }
 _LONGEST = WIDTHS | {"body": MAX_TEXT}  # characters of what is stored
 # What columns hold whose size is counted in octets; longer ones hold more than a body ever has.
-_OCTETS = {"tinytext": 255, "text": 65535}
+_OCTETS = {"tinytext": 255, "text": 65535, "tinyblob": 255, "blob": 65535}
+_MOST_OCTETS = {"sjis": 2, "ujis": 3, "eucjpms": 3}  # of a character that has fewer in UTF-8
+_BINARY = ("binary", "varbinary")
+_WIDE = {"ucs2": "utf-16-be", "utf16": "utf-16-be", "utf16le": "utf-16-le", "utf32": "utf-32-be"}
 # What a column gets that gsmtpd does not fill and that has no default.
 _FILLERS = {
     **dict.fromkeys(("char", "varchar", "tinytext", "text", "mediumtext", "longtext"), "''"),
@@ -109,12 +112,14 @@ class MailTable:
     def values(self, row: Row) -> bytes:
         """`row` as the values of an INSERT, in parentheses."""
         made = self._values(row)
-        if len(made) <= self._room or not row.body:
-            return made
-        body = row.body.encode()
-        # Each octet of it is one or two of the literal.
-        fitting = body[: max(0, len(body) - (len(made) - self._room))].decode("utf-8", "ignore")
-        return self._values(row._replace(body=fitting))
+        while len(made) > self._room and row.body:
+            # Each octet of it is up to two of the literal; or a third, where the column's charset
+            # lacks the character: then this comes again.
+            octets = row.body.encode()
+            fitting = octets[: max(0, len(octets) - (len(made) - self._room))]
+            row = row._replace(body=fitting.decode("utf-8", "ignore"))
+            made = self._values(row)
+        return made
 
     def _values(self, row: Row) -> bytes:
         texts = self._pick_texts(row)
@@ -156,20 +161,35 @@ def _picker(names: list[str]) -> Callable[[Row], tuple[Any, ...]]:
 
 def _literal_for(column: Column) -> Callable[[str], str]:
     """What makes a text into a literal that `column` takes: "?" for what its charset lacks."""
-    if column.kind in _OCTETS:
-        most = _OCTETS[column.kind]
+    octets = _OCTETS.get(column.kind, column.width if column.kind in _BINARY else None)
+    if octets is not None:
         literal = _literal_of(column.charset, None)
-        # Its characters may be fewer octets there than in UTF-8, but not more.
-        return lambda text: literal(text.encode()[:most].decode("utf-8", "ignore"))
+        cut = _cutter(column.charset or "", octets)
+        return lambda text: literal(cut(text))
     width = column.width
     if width is None or width >= _LONGEST.get(column.name, 0):
         width = None
     return _literal_of(column.charset, width)
 
 
+def _cutter(charset: str, octets: int) -> Callable[[str], str]:
+    """What cuts a text, on a character, to so many octets of a charset as the server calls it."""
+    if charset in _MOST_OCTETS:
+        return lambda text: text[: octets // _MOST_OCTETS[charset]]
+    codec = _WIDE.get(charset)
+    if codec is None:  # its characters may be fewer octets there than in UTF-8, but not more
+        return lambda text: text.encode()[:octets].decode("utf-8", "ignore")
+    return lambda text: text.encode(codec)[:octets].decode(codec, "ignore")
+
+
 def _literal_of(charset: str | None, width: int | None) -> Callable[[str], str]:
-    if charset in ("utf8", "utf8mb3"):
+    if charset in ("utf8", "utf8mb3", "ucs2"):
         return lambda text: text_literal(_NOT_IN_BMP.sub("?", text)[:width])
+    if charset == "greek":  # that of 1987; Python has the one of 2003
+        text_of = _NOT_IN_GREEK.sub
+        return lambda text: text_literal(
+            text_of("?", text).encode("iso8859_7", "replace").decode("iso8859_7")[:width]
+        )
     codec = _CODECS.get(charset or "")
     if codec is not None:
         return lambda text: text_literal(text.encode(codec, "replace").decode(codec)[:width])

@@ -12,7 +12,7 @@ from itertools import chain
 from gsmtpd.message.row import COLUMNS, Message, RowMaker, date_of
 from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError, StorePermissionError
 from gsmtpd.storage.dedupe import Copy
-from gsmtpd.storage.reader import SQLReader
+from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
 
 _BUSY_TIMEOUT = 10.0  # seconds to wait for another process's commit
@@ -67,7 +67,8 @@ def _open(path: str) -> sqlite3.Connection:
 def _make_tables(connection: sqlite3.Connection) -> None:
     """Make the tables that are missing: all of a new file, in an older one what came since."""
     made = statements("sqlite")
-    if connection.execute("PRAGMA user_version").fetchone()[0] == len(made):
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == len(made) and _has_all(connection):
         return
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -79,6 +80,14 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         # Who may only read sees the file as it is.
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
+
+
+def _has_all(connection: sqlite3.Connection) -> bool:
+    """Whether nobody has dropped a table that each mail is written to."""
+    names = ("new_mail", "mail_attachment", "gm2_setting")
+    sql = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?)"
+    found: int = connection.execute(sql, names).fetchone()[0]
+    return found == len(names)
 
 
 def make(path: str) -> None:
@@ -254,8 +263,11 @@ class SQLiteStore:
         return [Outcome.NO_SPACE if full else Outcome.TROUBLE] * len(letters)
 
 
-def open_reader(path: str) -> SQLReader:
-    """A reader of the mail file at `path`. Raises StoreError if there is none yet."""
+def open_reader(path: str, bodies: Bodies | None = None) -> SQLReader:
+    """A reader of the mail file at `path`. bodies: the body store, if there is one.
+
+    Raises StoreError if there is no file yet.
+    """
     if not os.path.exists(path):
         raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
-    return SQLReader(connect(path), "new_mail", "?", lambda error: store_error(path, error))
+    return SQLReader(connect(path), "new_mail", "?", lambda error: store_error(path, error), bodies)

@@ -1,0 +1,36 @@
+"""How are the tables made in MySQL and MariaDB?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pymysql
+
+from gsmtpd.storage.mysql_connection import LOST, Connector, Database, code_of, store_error
+
+
+def execute(database: Database, sql: Sequence[str]) -> list[str]:
+    """Execute the statements `sql`, such as those of the schema. Raises StoreError.
+
+    A view that cannot be made is left out; returns a line for each, with the reason. Old tables
+    may lack the columns, and who made the table may lack the right.
+    """
+    left_out: list[str] = []
+    try:
+        connection = Connector(database).connect()
+        try:
+            with connection.cursor() as cursor:
+                for statement in sql:
+                    try:
+                        cursor.execute(statement)
+                    except pymysql.MySQLError as error:
+                        view = re.search(r"\bVIEW `(\w+)` AS", statement)
+                        if view is None or code_of(error) in LOST:
+                            raise
+                        left_out.append(f"view {view[1]} is not made: {error.args[1]}")
+        finally:
+            connection.close()
+    except pymysql.MySQLError as error:
+        raise store_error(error, database) from error
+    return left_out
