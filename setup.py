@@ -30,15 +30,21 @@ setup(
         "python-daemon>=2.3",
     ],
     extras_require={
+        "html": ["lxml>=4.9"],
+        "memcached": ["pymemcache>=3.5"],
+        "redis": ["redis>=4.3"],
         "test": [
             "aiosmtpd==1.4.6",
             "hypothesis==6.170.15",
+            "lxml==6.1.3",
             "mypy==2.4.1",
+            "pymemcache==4.0.0",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
+            "redis==8.1.0",
             "ruff==0.17.6",
             "types-PyMySQL==1.2.0.20260923",
-        ]
+        ],
     },
     data_files=[  # below the prefix: of a virtual environment, of /usr/local, of /usr
         ("share/man/man5", files("man/*.5")),

@@ -21,14 +21,25 @@ from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import Limits, SMTPServer
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.storage import mysql, sqlite
+from gsmtpd.storage import mysql, mysql_schema, sqlite
 from gsmtpd.storage.base import Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
+from gsmtpd.storage.counter import counter_chore
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
 from gsmtpd.storage.mysql_connection import Database, Host
+from gsmtpd.storage.mysql_link import Link
+from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import MailReader
+from gsmtpd.storage.retention import (
+    Times,
+    mysql_chore,
+    purge_mysql,
+    purge_sqlite,
+    sqlite_chore,
+)
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import READ_AT_ONCE_COMPRESSED, GroupCommitWriter
 
 _log = logging.getLogger(__name__)
@@ -75,9 +86,9 @@ def make_database(config: Config) -> Database:
 def make_reader(config: Config) -> MailReader:
     """A reader of the configured store. Raises StoreError."""
     if config.store.backend == "sqlite":
-        return sqlite.open_reader(config.store.sqlite.path)
+        return sqlite.open_reader(config.store.sqlite.path, make_body_store(config))
     if config.store.backend == "mysql":
-        return mysql.open_reader(make_database(config))
+        return mysql.open_reader(make_database(config), make_body_store(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
 
 
@@ -86,7 +97,8 @@ def schema(config: Config) -> list[str]:
     backend = config.store.backend
     if backend == "null":
         raise StoreError("[store] backend = null has no tables")
-    return statements(backend, config.store.mysql.table)
+    partitions = clause(time.time()) if config.store.mysql.partition == "hour" else ""
+    return statements(backend, config.store.mysql.table, partitions)
 
 
 def make_tables(config: Config) -> str:
@@ -95,12 +107,13 @@ def make_tables(config: Config) -> str:
         sqlite.make(config.store.sqlite.path)
         return f"the tables are in {config.store.sqlite.path}"
     database = make_database(config)
-    mysql.execute(database, schema(config))
-    return f"the tables are in database {database.database}"
+    left_out = mysql_schema.execute(database, schema(config))
+    return "\n".join([*left_out, f"the tables are in database {database.database}"])
 
 
 def check_store(config: Config) -> None:
     """Whether the configured store can be used now; makes nothing. Raises StoreError."""
+    make_body_store(config)
     if config.store.backend == "sqlite":
         sqlite.check(config.store.sqlite.path)
     elif config.store.backend == "mysql":
@@ -112,10 +125,11 @@ def check_store(config: Config) -> None:
 
 
 def prepare_store(config: Config) -> None:
-    """Make the mail file before any fork: unlike a database server it will not come by itself.
+    """Look for what will not come by itself, before any fork, and make the mail file.
 
     Raises StoreError.
     """
+    make_body_store(config)  # whose library may be missing
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
 
@@ -157,7 +171,9 @@ def make_engine(
     new_id = id_maker(time.time())
     for held in [listener.socket for listener in listeners] if listeners else [None]:
         servers.append(SMTPServer(held, pool, rules, limit, policy, writer, new_id, counters))
-    return Engine(servers, pool, writer)
+    # Where clients are accepted elsewhere, each has a process: that is no place for upkeep.
+    upkeep = _make_upkeep(config) if first and listeners else None
+    return Engine(servers, pool, writer, upkeep)
 
 
 def make_store(
@@ -208,6 +224,49 @@ def _make_writer(
     if _level(config) is None:
         return GroupCommitWriter(store, threads)
     return GroupCommitWriter(store, threads, read_at_once=READ_AT_ONCE_COMPRESSED)
+
+
+def keep_times(config: Config) -> Times:
+    """How long the configuration has mail kept."""
+    return Times(config.store.keep.default, config.store.keep.domains)
+
+
+def purge(config: Config, times: Times, dry: bool) -> int:
+    """Delete mail older than `times` say; how many rows. dry: only count. Raises StoreError.
+
+    Does what else upkeep has to do, too: under inetd nobody else does.
+    """
+    if config.store.backend == "sqlite":
+        return purge_sqlite(config.store.sqlite.path, times, dry)
+    if config.store.backend == "mysql":
+        deleted = purge_mysql(make_database(config), times, dry)
+        for chore in () if dry else _mysql_chores(config, times):
+            chore.step()
+            chore.close()
+        return deleted
+    raise StoreError("[store] backend = null keeps no mail; there is nothing to delete")
+
+
+def _make_upkeep(config: Config) -> Upkeep | None:
+    """What looks after the configured store; None where there is nothing to do."""
+    times = keep_times(config)
+    chores: list[Chore] = []
+    if config.store.backend == "sqlite" and times.distinct:
+        chores.append(sqlite_chore(config.store.sqlite.path, times))
+    elif config.store.backend == "mysql":
+        chores += _mysql_chores(config, times)
+    return Upkeep(chores) if chores else None
+
+
+def _mysql_chores(config: Config, times: Times) -> list[Chore]:
+    link = Link(make_database(config))
+    by_hour = config.store.mysql.partition == "hour"
+    chores = [counter_chore(link)]
+    if by_hour:
+        chores.append(partitions_chore(link, times))
+    if times.distinct:
+        chores.append(mysql_chore(link, times, drops=by_hour))
+    return chores
 
 
 def _limit_size(servers: Sequence[SMTPServer], first: bool, size: int) -> None:

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gsmtpd import __version__, app, cli
+from gsmtpd import __version__, app, cli, ctl_import, ctl_mail, ctl_purge
 from gsmtpd.config import ConfigError, control_socket
 from gsmtpd.control import ControlError, ask, ask_to_stop
-from gsmtpd.storage.base import MailReader, StoredMail, StoreError, StorePermissionError
-
-_TAIL_PAUSE = 0.5  # seconds between two looks for new mail
+from gsmtpd.mailfiles import FORMATS
+from gsmtpd.storage.base import StoreError, StorePermissionError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,27 +42,75 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--apply", action="store_true", help="make the tables")
     init.set_defaults(run=_init_db)
 
+    _add_mail_commands(verbs)
+    return made
+
+
+def _add_mail_commands(verbs: Any) -> None:
+    """What is done with stored mail."""
     listing = verbs.add_parser("list", help="list the newest mails")
     listing.add_argument("-n", metavar="N", dest="limit", type=_count, default=20,
                          help="how many (default: %(default)s)")  # fmt: skip
-    listing.set_defaults(run=_list)
+    listing.set_defaults(run=ctl_mail.list_)
 
     show = verbs.add_parser("show", help="show one mail")
     show.add_argument("id", metavar="ID", type=_count, help="its number in the list")
-    show.add_argument("--raw", action="store_true", help="its bytes as stored, and nothing else")
-    show.set_defaults(run=_show)
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--raw", action="store_true", help="its bytes as stored, and nothing else")
+    form.add_argument("--headers", action="store_true", help="its header as the sender wrote it")
+    form.add_argument("--attachment", metavar="N", type=_number,
+                      help="save attachment N, under its name in this directory")  # fmt: skip
+    show.add_argument("-o", metavar="FILE", dest="output",
+                      help="where to save the attachment; - is stdout")  # fmt: skip
+    show.set_defaults(run=ctl_mail.show)
 
     tail = verbs.add_parser("tail", help="list mails as they come in, until interrupted")
     tail.add_argument("-n", metavar="N", dest="limit", type=_count, default=5,
                       help="how many earlier ones first (default: %(default)s)")  # fmt: skip
-    tail.set_defaults(run=_tail)
-    return made
+    tail.set_defaults(run=ctl_mail.tail)
+
+    export = verbs.add_parser("export", help="write mail into files")
+    export.add_argument("--format", choices=FORMATS, default=FORMATS[0],
+                        help="what to make (default: %(default)s)")  # fmt: skip
+    export.add_argument("--to", metavar="ADDRESS", help="only mail for that recipient")
+    export.add_argument("--domain", metavar="NAME", help="only mail for that domain")
+    export.add_argument("--since", metavar="TIME", type=ctl_mail.moment,
+                        help="only mail received since: a time, UTC, or an age as 7d")  # fmt: skip
+    export.add_argument("--until", metavar="TIME", type=ctl_mail.moment,
+                        help="only mail received before that")  # fmt: skip
+    export.add_argument("--id", metavar="ID", dest="ids", action="append", type=_count,
+                        help="only mail of that number; may be said again")  # fmt: skip
+    export.add_argument("destination", metavar="DESTINATION",
+                        help="a new mbox, - for stdout; or a directory")  # fmt: skip
+    export.set_defaults(run=ctl_mail.export)
+
+    import_ = verbs.add_parser("import", help="store mail from files")
+    import_.add_argument("--to", metavar="ADDRESS", type=ctl_import.address,
+                         help="the recipient of mail that gsmtpd has not exported")  # fmt: skip
+    import_.add_argument("sources", metavar="SOURCE", nargs="+",
+                         help="an mbox, a maildir, .eml or a directory; - is stdin")  # fmt: skip
+    import_.set_defaults(run=ctl_import.import_)
+
+    purge = verbs.add_parser("purge", help="delete old mail now, as keep says or an age")
+    purge.add_argument("--older-than", metavar="AGE", dest="age", type=ctl_purge.age,
+                       help="mail older than that, as 12h or 30d, whatever keep says")  # fmt: skip
+    purge.add_argument("--domain", metavar="NAME", dest="domains", action="append",
+                       type=ctl_purge.domain,
+                       help="with an age: only mail for that domain; may come again")  # fmt: skip
+    purge.add_argument("--dry-run", action="store_true", help="only say how much that is")
+    purge.set_defaults(run=ctl_purge.purge)
 
 
 def _count(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 2**63:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+
+
+def _number(text: str) -> int:
+    if number := _count(text):
+        return number
+    raise argparse.ArgumentTypeError("the first has the number 1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,90 +228,6 @@ def _init_db(options: argparse.Namespace) -> int:
     for statement in app.schema(config):
         print(f"{statement};\n")
     return cli.EX_OK
-
-
-def _list(options: argparse.Namespace) -> int:
-    config = cli.load(options.config)
-    reader = app.make_reader(config)
-    mails = reader.recent(options.limit)
-    reader.close()
-    if not mails:
-        print("no mail yet", file=sys.stderr)
-        return cli.EX_OK
-    _print_head()
-    for mail in mails:
-        _print_mail(mail)
-    return cli.EX_OK
-
-
-def _show(options: argparse.Namespace) -> int:
-    config = cli.load(options.config)
-    reader = app.make_reader(config)
-    found = reader.mail(options.id)
-    reader.close()
-    if found is None:
-        raise cli.Stop(cli.EX_UNAVAILABLE, f"no mail {options.id}; see: gsmtpctl list")
-    mail, content = found
-    if options.raw:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return cli.EX_OK
-    for name, value in (
-        ("Id", f"{mail.mail_id} ({mail.hash})"),
-        ("Date", f"{mail.date} UTC"),
-        ("From", f"{mail.from_} (reverse-path <{mail.return_path}>)"),
-        ("To", mail.to if mail.to == mail.recipient else f"{mail.to} (sent to {mail.recipient})"),
-        ("Subject", mail.subject),
-        ("Client", f"{mail.ip_addr} ({mail.helo})"),
-        ("Size", f"{mail.size} bytes"),
-    ):
-        print(f"{name + ':':9}{printable(value)}")
-    print()
-    for line in content.decode("utf-8", "replace").split("\n"):
-        print(printable(line.rstrip("\r"), keep="\t"))
-    return cli.EX_OK
-
-
-def _tail(options: argparse.Namespace) -> int:
-    config = cli.load(options.config)
-    reader = app.make_reader(config)
-    mails = reader.recent(max(options.limit, 1))
-    seen = mails[-1].mail_id if mails else 0
-    _print_head()
-    for mail in mails[-options.limit :] if options.limit else []:
-        _print_mail(mail)
-    _follow(reader, seen)
-    return cli.EX_OK
-
-
-def _follow(reader: MailReader, seen: int) -> None:
-    while True:
-        mails = reader.after(seen)
-        for mail in mails:
-            _print_mail(mail)
-            seen = mail.mail_id
-        sys.stdout.flush()
-        if not mails:
-            time.sleep(_TAIL_PAUSE)
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` with what a terminal would obey as "?"; mail is written by strangers."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
-
-
-def _print_head() -> None:
-    print(f"{'ID':>6}  {'DATE (UTC)':19}  {'SIZE':>8}  {'FROM':28}  {'TO':28}  SUBJECT")
-
-
-def _print_mail(mail: StoredMail) -> None:
-    sender = mail.from_ or "<>"
-    print(
-        f"{mail.mail_id:6}  {mail.date:19}  {mail.size:8}  {printable(sender):28}"
-        f"  {printable(mail.recipient):28}  {printable(mail.subject)}"
-    )
 
 
 if __name__ == "__main__":

@@ -41,8 +41,10 @@ DEBIAN_PACKAGES = {
     "man": "man-db",
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
+    "memcached": "memcached",
     "nsenter": "util-linux",
     "postconf": "postfix",
+    "redis-server": "redis-server",
     "setpriv": "util-linux",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
@@ -278,7 +280,7 @@ class Server:
 
 
 def _as_root() -> list[str]:
-    """MariaDB refuses to be root unless told."""
+    """MariaDB and memcached refuse to be root unless told."""
     return ["--user=root"] if os.geteuid() == 0 else []
 
 
@@ -366,6 +368,100 @@ class MariaDB(Server):
         """An empty utf8mb4 database of that name; one that was there before is dropped."""
         self.query(f"DROP DATABASE IF EXISTS `{name}`")
         self.query(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+
+
+class Memcached(Server):
+    """A memcached on 127.0.0.1, or on the Unix socket `socket` alone.
+
+    memory: megabytes. evict: whether it makes room by throwing away what was not read for long;
+    otherwise it refuses. item_size: of the largest item, as its option -I says it.
+    """
+
+    def __init__(
+        self,
+        *,
+        unix_socket: bool = False,
+        memory: int = 1024,
+        evict: bool = True,
+        item_size: str = "1m",
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__("memcached")
+        self.socket = self.path / "socket" if unix_socket else None
+        self.options = [f"--memory-limit={memory}", f"--max-item-size={item_size}", *options]
+        if not evict:
+            self.options.append("--disable-evictions")
+
+    def command(self) -> list[str]:
+        listen = ["--listen=127.0.0.1", f"--port={self.port}"]
+        if self.socket:
+            listen = [f"--unix-socket={self.socket}"]
+        return [find_program("memcached"), *_as_root(), *listen, *self.options]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.ask("version").startswith("VERSION")
+        return False
+
+    def ask(self, command: str) -> str:
+        """The first line it answers to a command. Raises OSError."""
+        return _ask(self.socket or self.address, command)
+
+    def stats(self) -> dict[str, str]:
+        """What it counts. Raises OSError."""
+        with _client(self.socket or self.address) as client, client.makefile("rw") as lines:
+            lines.write("stats\r\nquit\r\n")
+            lines.flush()
+            return dict(line.split()[1:3] for line in lines if line.startswith("STAT "))
+
+
+class Redis(Server):
+    """A Redis on 127.0.0.1 and on the Unix socket `socket`.
+
+    durable: it syncs what it is given before it answers, and is back with all of it after `kill`.
+    maxmemory: as its setting of that name, "0" for no limit; what does not fit is refused.
+    """
+
+    def __init__(
+        self, *, durable: bool = False, maxmemory: str = "0", options: Sequence[str] = ()
+    ) -> None:
+        super().__init__("redis")
+        self.socket = self.path / "socket"
+        self.options = ["--maxmemory", maxmemory, "--maxmemory-policy", "noeviction", *options]
+        if durable:
+            self.options += ["--appendonly", "yes", "--appendfsync", "always"]
+
+    def command(self) -> list[str]:
+        return [
+            *(find_program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port)),
+            *("--unixsocket", str(self.socket), "--dir", str(self.path)),
+            *("--save", "", *self.options),
+        ]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.ask("PING").startswith(("+PONG", "-NOAUTH"))  # at first it says LOADING
+        return False
+
+    def ask(self, command: str) -> str:
+        """The first line it answers to a command. Raises OSError."""
+        return _ask(self.address, command)
+
+
+def _client(address: tuple[str, int] | Path) -> socket.socket:
+    if not isinstance(address, Path):
+        return socket.create_connection(address, 5)
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(5)
+    client.connect(str(address))
+    return client
+
+
+def _ask(address: tuple[str, int] | Path, command: str) -> str:
+    with _client(address) as client, client.makefile("rw") as lines:
+        lines.write(f"{command}\r\n")
+        lines.flush()
+        return lines.readline().rstrip()
 
 
 class SmtpSink(Server):

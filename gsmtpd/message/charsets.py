@@ -139,6 +139,7 @@ def words_to_text(words: list[bytes], charset: str) -> str:
 
 # ---- bodies ------------------------------------------------------------------------------------
 
+_find_bare_cr = re.compile(rb"\r[^\n]").search
 UNKNOWN = "unknown-8bit"  # RFC 1428 section 3
 
 
@@ -184,6 +185,6 @@ def _with_lf(octets: bytes) -> bytes:
         return octets
     # Taking single octets away is four times as fast as replacing pairs.
     without = octets.replace(b"\r", b"")
-    if len(octets) - len(without) == octets.count(b"\r\n"):
+    if _find_bare_cr(octets) is None and not octets.endswith(b"\r"):
         return without
     return octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

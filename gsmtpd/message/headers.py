@@ -258,7 +258,7 @@ def score_reader(name: str) -> Callable[[bytes], float]:
         end = _find_end(content, 0, MAX_HEADER)
         match = find(content, 0, end.start() + 2 if end else MAX_HEADER)
         # The header of a message with bare LF ends there, too.
-        if match is None or b"\n\n" in content[: match.start()]:
+        if match is None or b"\n\n" in content[: match.start() + 1]:
             return 0.0
         return _score(str(match[1], "latin-1").strip(WSP))
 

@@ -134,6 +134,8 @@ class _Search:
             if begin >= 0:
                 stop = at - 1 if content[at - 1 : at] == b"\r" else at
                 ranges.append((begin, max(begin, stop)))
+            if kind and begin < 0 and content[part.start : at].strip():
+                return None  # its first delimiter is lost, and all it has stands in front
             begin = line_end + 1 if line_end >= 0 else end
             if kind:
                 return ranges
@@ -188,7 +190,7 @@ def _field(body: bytes) -> str:
 
 # ---- transfer encodings ------------------------------------------------------------------------
 
-_find_uu_begin = re.compile(rb"^begin [^\n]*+(?:\n|\Z)", re.MULTILINE).search
+_find_uu_begin = re.compile(rb"^begin [0-7]++ [^\n]*+(?:\n|\Z)", re.MULTILINE).search
 _UUENCODED = ("x-uuencode", "uuencode", "x-uue", "uue")
 _LONGEST = 4  # encoded octets for one, at most: "=3D", and soft line ends between
 
@@ -215,12 +217,9 @@ def payload(content: bytes, part: Part, limit: int | None = None) -> bytes:
 
 def _base64(octets: bytes) -> bytes:
     try:
-        return a2b_base64(octets)
-    except Base64Error:
-        try:
-            return a2b_base64(octets + b"==")  # more padding than needed does no harm
-        except Base64Error:  # one digit more than full groups, which says nothing
-            return a2b_base64(octets + b"A==")[:-1]
+        return a2b_base64(octets + b"==")  # more padding than needed does no harm
+    except Base64Error:  # one digit more than full groups, which says nothing
+        return a2b_base64(octets + b"A==")[:-1]
 
 
 def _uudecoded(octets: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What serves clients, and how does it come to an end? Listeners, SMTP threads and a writer."""
+"""What serves clients, and how does it come to an end? Listeners, threads, and what they share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gsmtpd.server.connection import Leave
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.server.stdio import StdioClient
 from gsmtpd.server.tcp import SMTPServer
+from gsmtpd.storage.upkeep import Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
@@ -25,22 +26,29 @@ _MAX_CALLS = 8  # of each thread
 
 
 class Engine:
-    """Serves `servers` from `pool`, with `writer` where mail is kept. Build it behind the fork."""
+    """Serves `servers` from `pool`, with `writer` where mail is kept. Build it behind the fork.
+
+    upkeep: what looks after the store meanwhile, in one of several processes.
+    """
 
     def __init__(
         self,
         servers: Sequence[SMTPServer],
         pool: SMTPThreadPool,
         writer: GroupCommitWriter | None,
+        upkeep: Upkeep | None = None,
     ) -> None:
         self._servers = list(servers)
         self._pool = pool
         self._writer = writer
+        self._upkeep = upkeep
 
     def start(self) -> None:
         """Start all threads, and accept clients."""
         if self._writer is not None:
             self._writer.start()
+        if self._upkeep is not None:
+            self._upkeep.start()
         self._pool.start(self._servers)
 
     def serve(self, client: StdioClient) -> None:
@@ -50,6 +58,8 @@ class Engine:
 
     def retire(self) -> None:
         """Accept no more clients; those that are here stay until they leave."""
+        if self._upkeep is not None:
+            self._upkeep.stop(0.0)  # another process has taken over
         self._pool.stop_listening()
         self._close_listeners()
 
@@ -70,6 +80,8 @@ class Engine:
                 time.sleep(0.2)
         if self._writer is not None and not self._writer.stop(2.0):
             _log.error("the store did not finish in time; what it has is not acknowledged")
+        if self._upkeep is not None:
+            self._upkeep.stop(1.0)
         self._pool.stop(1.0)
 
     def _close_listeners(self) -> None:

@@ -56,9 +56,7 @@ class Beside:
     def look(self, cursor: Any, columns: set[str]) -> None:
         """See which tables are there and may be written. columns: of the mail table."""
         self._keeps_attachments = (
-            {"mail_id", "hash"} <= columns
-            and self._has_index(cursor)
-            and self._may_list(cursor)
+            {"mail_id", "hash"} <= columns and self._has_index(cursor) and self._may_list(cursor)
         )
         self._keeps_received = self._may(
             cursor, "INSERT INTO `gm2_received` (`messages`) SELECT 0{}"

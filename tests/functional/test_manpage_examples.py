@@ -8,17 +8,21 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from configobj import ConfigObj  # type: ignore[import-untyped]
+from redis import Redis as RedisClient
 
-from tests.accounting import Client, Gone, MySQLTable, count, rows, send, simple, table_of
+from tests.accounting import Client, Gone, Mail, MySQLTable, count, rows, send, simple, table_of
 from tests.conftest import LACKING
 from tests.servers import (
     Gsmtpd,
     MariaDB,
+    Redis,
     Server,
     environment,
     find_program,
@@ -26,9 +30,15 @@ from tests.servers import (
     mysql_store,
     wait_for,
 )
-from tests.unit.test_manpages import Block, block, blocks, source
+from tests.unit.test_manpages import Block, block, blocks, source, views_of_the_page
 
 MAIL = simple("Hello")
+WITH_FILE = Mail(
+    b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    b"--b\r\n\r\nSee the file.\r\n"
+    b"--b\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\n%PDF\r\n"
+    b"--b--\r\n"
+)
 OLD, YOUNG = "2001-02-03 04:05:06", "2999-02-03 04:05:06"
 TLS = "TLS for all the world: Postfix in front"
 STUNNEL = "TLS for those who must use it: stunnel"
@@ -138,7 +148,8 @@ def test_a_trial_without_root(sandbox: Path) -> None:
         shell.run("gsmtpctl -c trial/gsmtpd.conf stop")  # if it did not come so far
     listed = next(line for line in said.splitlines() if line.startswith("     1  "))
     assert "you@example.com" in listed
-    assert "Delivered-To: you@example.com\n" in said
+    assert "\nTo:      you@example.com\n" in said
+    assert "\n\nThis is a test mailing\n" in said
     assert said.endswith("stopped\n")
     assert "result=accepted" in (sandbox / "trial" / "gsmtpd.log").read_text()
 
@@ -365,54 +376,150 @@ def five_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Maria
 def test_reading_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
     server, daemon = five_lines
     server.query("TRUNCATE new_mail", database="gsmtpd")
-    assert send(daemon.address, MAIL)[0].code == 250
+    uncounted = "SELECT id FROM gm2_received"
+    wait_for(lambda: server.query(uncounted, database="gsmtpd") == [])
+    server.query("UPDATE gm2_setting SET setting_value = 0", database="gsmtpd")
+    assert send(daemon.address, WITH_FILE)[0].code == 250
+    counted = "SELECT setting_value FROM gm2_setting"
+    wait_for(lambda: server.query(counted, database="gsmtpd") == [(1,)])
     statements = [s.replace("you@", "b@") for s in all_sql("MySQL", "Reading")]
     check_reading([server.query(statement, database="gsmtpd") for statement in statements])
-    assert server.query("SELECT COUNT(*) FROM new_mail", database="gsmtpd") == [(0,)]
+    for table in ("new_mail", "mail_attachment"):
+        assert server.query(f"SELECT COUNT(*) FROM {table}", database="gsmtpd") == [(0,)]
+
+
+def test_the_views_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+    server, _ = five_lines
+    found: dict[str, list[str]] = {}
+    for view, column in server.query(
+        "SELECT c.table_name, c.column_name FROM information_schema.columns AS c"
+        " JOIN information_schema.views AS v USING (table_schema, table_name)"
+        " WHERE table_schema = 'gsmtpd' ORDER BY table_name, ordinal_position"
+    ):
+        found.setdefault(view, []).append(column)
+    assert found == views_of_the_page()
+
+
+def test_compressed_mail_in_mysql_and_python(mariadb: MariaDB, schema: str) -> None:
+    settings = mysql_store(mariadb, schema) | {"content": {"compress": "9"}}
+    (in_front, as_sent) = (s for b in blocks("gsmtpd-schema.5") if b.section == "COMPRESSED MAIL"
+                           for s in sql("MySQL", b))  # fmt: skip
+    with Gsmtpd(settings) as daemon:
+        assert send(daemon.address, MAIL)[0].code == 250
+        ((octets,),) = mariadb.query(in_front, database=schema)
+        assert octets.startswith(b"Delivered-To: b@example.com\r\nReturn-Path: ")
+        assert octets.endswith(MAIL.content)
+        assert mariadb.query(as_sent, database=schema) == [(MAIL.content,)]
+        ((mail,),) = mariadb.query("SELECT mail FROM new_mail", database=schema)
+        assert python_of_the_page("decompress(row", {"mail": mail}) == octets
+
+
+def python_of_the_page(part: str, row: Mapping[str, object], **others: object) -> object:
+    """What the line of Python in COMPRESSED MAIL with that part in it makes of a row."""
+    (line,) = (line for b in blocks("gsmtpd-schema.5") for line in b.lines if part in line)
+    expression = line.removeprefix("Python:").partition(" = ")[2] or line.removeprefix("Python:")
+    return eval(expression.strip(), {"zlib": zlib, "row": row, **others})  # noqa: S307
 
 
 def test_rights_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
     server, daemon = five_lines
     statements = [s for b in blocks("gsmtpd-schema.5") if b.section == "RIGHTS"
                   for s in sql("MySQL", b)]  # fmt: skip
-    assert len(statements) == 3
+    assert len(statements) == 5
     for statement in statements:
         server.query(statement)
     daemon.kill()
     daemon.start()
     assert send(daemon.address, MAIL)[0].code == 250
     reader = {"user": "reader", "password": "another password", "database": "gsmtpd"}
-    ((highest,),) = server.query("SELECT MAX(mail_id) FROM new_mail", **reader)
-    server.query("DELETE FROM new_mail WHERE mail_id = %s", (highest,), **reader)
+    ((highest,),) = server.query("SELECT MAX(mail_id) FROM mail_inbox", **reader)
+    for table in ("new_mail", "mail_attachment"):
+        server.query(f"DELETE FROM {table} WHERE mail_id = %s", (highest,), **reader)
 
 
-def test_deleting_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
+def test_deleting_by_hand_in_mysql(five_lines: tuple[MariaDB, Gsmtpd]) -> None:
     server, daemon = five_lines
-    step, *event, look = all_sql("MySQL", "Deleting old mail in MySQL")
+    server.query("TRUNCATE new_mail", database="gsmtpd")
+    server.query("TRUNCATE mail_attachment", database="gsmtpd")
+    for date in (OLD, YOUNG):
+        assert send(daemon.address, WITH_FILE)[0].code == 250
+        newest = "UPDATE new_mail SET date = %s ORDER BY mail_id DESC LIMIT 1"
+        server.query(newest, (date,), database="gsmtpd")
+    for statement in all_sql("MySQL", "By hand"):
+        server.query(statement, database="gsmtpd")
+    found = server.query("SELECT mail_id, date FROM new_mail", database="gsmtpd")
+    assert [str(date) for _, date in found] == [YOUNG]
+    attached = server.query("SELECT mail_id FROM mail_attachment", database="gsmtpd")
+    assert attached == [(found[0][0],)]
 
-    def dates() -> set[str]:
-        return {str(d) for (d,) in server.query("SELECT date FROM new_mail", database="gsmtpd")}
 
-    def age() -> None:
-        """Two mails, an old one and a young one, and no other."""
-        server.query("DELETE FROM new_mail", database="gsmtpd")
-        for date in (OLD, YOUNG):
+def hours(server: MariaDB, database: str) -> int:
+    """How many partitions new_mail has."""
+    sql = (
+        "SELECT COUNT(partition_name) FROM information_schema.partitions"
+        " WHERE table_schema = %s AND table_name = 'new_mail'"
+    )
+    return int(str(server.query(sql, (database,))[0][0]))
+
+
+def test_partitions(mariadb: MariaDB, schema: str) -> None:
+    convert, back = all_sql("MySQL", "Partitions")
+    table = MySQLTable(mariadb, schema)
+    settings = mysql_store(mariadb, schema, partition="hour")
+    settings["store"]["keep"] = "3650d"
+    with Gsmtpd(mysql_store(mariadb, schema)) as daemon:
+        assert send(daemon.address, MAIL)[0].code == 250
+        mariadb.query(convert, database=schema)
+        assert hours(mariadb, schema) == 2
+        daemon.configure(settings)
+        daemon.ctl("reload")
+        wait_for(lambda: hours(mariadb, schema) > 24)
+        assert send(daemon.address, MAIL)[0].code == 250
+        daemon.configure(mysql_store(mariadb, schema))
+        daemon.ctl("reload")
+        mariadb.query(back, database=schema)
+        assert send(daemon.address, MAIL)[0].code == 250
+    assert hours(mariadb, schema) == 0
+    assert [row.content for row in rows(table)] == [MAIL.content] * 3
+
+
+def test_mail_for_an_hour(five_lines: tuple[MariaDB, Gsmtpd], tmp_path: Path) -> None:
+    server, _ = five_lines
+    page, heading = "gsmtpd.conf.5", "Mail for an hour"
+    options = [word for line in block(page, heading, "maxmemory").splitlines()
+               for word in f"--{line}".split()]  # fmt: skip
+    server.query("CREATE DATABASE hours CHARACTER SET utf8mb4")
+    (grant,) = (part for part in block(page, "MySQL in five lines", "CREATE").split(";\n")
+                if part.startswith("GRANT"))  # fmt: skip
+    server.query(replaced(grant, {"gsmtpd.*": "hours.*"}))
+    secret = tmp_path / "password"
+    secret.write_text("a password\n")
+    secret.chmod(0o600)
+    with Redis(options=options) as redis:
+        text = replaced(
+            block(page, heading, "[domains]").partition("\n\n")[2],
+            {
+                "/run/mysqld/mysqld.sock": f"{server.socket}\ndatabase = hours",
+                "/etc/gsmtpd.password": secret,
+                "backend = redis": f"backend = redis\naddress = {redis.socket}",
+            },
+        )
+        store = ConfigObj(text.splitlines(), interpolation=False, list_values=False).dict()
+        daemon = Gsmtpd(store)
+        Shell(tmp_path, ours(daemon.conf)).works("gsmtpctl init-db --apply")
+        assert hours(server, "hours") > 24
+        with daemon:
             assert send(daemon.address, MAIL)[0].code == 250
-            server.query(
-                "UPDATE new_mail SET date = %s ORDER BY mail_id DESC LIMIT 1",
-                (date,),
-                database="gsmtpd",
-            )
-        assert dates() == {OLD, YOUNG}
-
-    age()
-    server.query(step, database="gsmtpd")
-    assert dates() == {YOUNG}
-    age()
-    for statement in event:
-        server.query(statement)
-    wait_for(lambda: dates() == {YOUNG})
-    assert [row[0] for row in server.query(look)] == ["delete_old_mail"]
+            sql = "SELECT mail_encoding, mail, body, hash FROM new_mail"
+            ((encoding, mail, body, key),) = server.query(sql, database="hours")
+            assert (encoding, mail, body) == ("redis", b"", "Hello\n")
+            client = SimpleNamespace(Redis=lambda: RedisClient(unix_socket_path=str(redis.socket)))
+            octets = python_of_the_page("redis.Redis", {"hash": key}, redis=client)
+            assert isinstance(octets, bytes)
+            assert octets.startswith(b"Return-Path: <a@example.org>\r\nReceived: from ")
+            assert octets.endswith(MAIL.content)
+            assert daemon.ctl("show", "1").endswith("\n\nHello\n")
+        server.query("DROP DATABASE hours")
 
 
 def test_the_settings_of_the_database(mariadb: MariaDB, five_lines: tuple[MariaDB, Gsmtpd]) -> None:
@@ -426,14 +533,23 @@ def test_the_settings_of_the_database(mariadb: MariaDB, five_lines: tuple[MariaD
 
 
 def check_reading(found: list[list[tuple[object, ...]]]) -> None:
-    """What the statements in "Reading" have found, where there is one mail, MAIL."""
-    newest, whole, sent, by_id, twice, hour, batch = found[:7]
-    assert len(newest) == len(whole) == len(sent) == len(batch) == 1
-    assert bytes(sent[0][0]) == MAIL.content  # type: ignore[arg-type]
-    assert bytes(whole[0][0]).endswith(MAIL.content)  # type: ignore[arg-type]
+    """What the statements in "Reading" have found, where there is one mail, WITH_FILE."""
+    size = len(WITH_FILE.content)
+    newest, whole, sent, by_id, files, others, twice, last_hour, hours, domains, count = found[:11]
+    assert [row[2:] for row in newest] == [
+        ("b@example.com", "a@example.org", "", "See the file.", 1, size)
+    ]
+    assert bytes(sent[0][0]) == WITH_FILE.content  # type: ignore[arg-type]
+    assert bytes(whole[0][0]).endswith(WITH_FILE.content)  # type: ignore[arg-type]
     assert bytes(whole[0][0]).startswith(b"Delivered-To: b@example.com\r\n")  # type: ignore[arg-type]
     assert by_id == twice == []
-    assert hour == [(1, len(MAIL.content))]
+    assert files == [(1, "a.pdf", "application/pdf", 4)]
+    assert [row[0] for row in others] == ["b@example.com"]
+    assert last_hour == [(1, size)]
+    assert [row[1:] for row in hours] == [(1, 1, size)]
+    assert [row[:3] for row in domains] == [("example.com", 1, size)]
+    assert count == [(1,)]
+    assert [row[0] for row in found[11]] == [newest[0][0]]
 
 
 # --- the table in SQLite ------------------------------------------------------------------------
@@ -441,7 +557,7 @@ def check_reading(found: list[list[tuple[object, ...]]]) -> None:
 
 def test_reading_in_sqlite() -> None:
     with Gsmtpd() as daemon:
-        assert send(daemon.address, MAIL)[0].code == 250
+        assert send(daemon.address, WITH_FILE)[0].code == 250
         with sqlite3.connect(daemon.mail_db) as connection:
             check_reading(
                 [
@@ -449,28 +565,36 @@ def test_reading_in_sqlite() -> None:
                     for s in all_sql("SQLite", "Reading")
                 ]
             )
-            assert connection.execute("SELECT COUNT(*) FROM new_mail").fetchone() == (0,)
+            for table in ("new_mail", "mail_attachment"):
+                assert connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
 
 
-def test_deleting_and_copying_in_sqlite(sandbox: Path) -> None:
-    page, heading = "gsmtpd-schema.5", "Deleting old mail in SQLite"
-    find_program("sqlite3")
-    with Gsmtpd() as daemon:
-        send(daemon.address, *[MAIL] * 3)
+def test_purging_by_hand(tmp_path: Path) -> None:
+    there, one, kept = commands("gsmtpd-schema.5", "By hand")
+    with Gsmtpd({"domains": {"accept": "example.com, example.net"}}) as daemon:
+        other = MAIL._replace(recipients=("b@example.net",))
+        send(daemon.address, MAIL, other, MAIL)
         with sqlite3.connect(daemon.mail_db) as connection:
             connection.execute("UPDATE new_mail SET date = ? WHERE mail_id < 3", (OLD,))
         connection.close()
-        changes = {"/var/lib/gsmtpd/mail.db": daemon.mail_db, "sleep 1": "sleep 0"}
-        script = replaced(block(page, heading, "#!/bin/sh"), changes)
-        (sandbox / "gsmtpd-delete-old").write_text(script)
-        shell = Shell(sandbox, {"runuser": 'shift 3; exec "$@"', "systemctl": "exit 0"})
-        assert shell.run("sh gsmtpd-delete-old").stderr == ""
+        shell = Shell(tmp_path, ours(daemon.conf))
+        assert shell.works(there) == "would delete 2 mails\n"
+        assert shell.works(one) == "deleted 1 mails\n"
+        assert shell.works(kept, GSMTPD_STORE_KEEP="1h") == "deleted 1 mails\n"
         assert [row.mail_id for row in rows(table_of(daemon))] == [3]
+
+
+def test_copying_and_shrinking_in_sqlite(sandbox: Path) -> None:
+    page = "gsmtpd-schema.5"
+    find_program("sqlite3")
+    with Gsmtpd() as daemon:
+        send(daemon.address, *[MAIL] * 3)
+        shell = Shell(sandbox, {"runuser": 'shift 3; exec "$@"', "systemctl": "exit 0"})
         (copy,) = commands(page, "A copy of the mail file")
         shell.works(replaced(copy, {"/var/lib/gsmtpd": daemon.path, "/root": sandbox}))
         with sqlite3.connect(sandbox / "mail.db") as copied:
-            assert copied.execute("SELECT COUNT(*) FROM new_mail").fetchone() == (1,)
+            assert copied.execute("SELECT COUNT(*) FROM new_mail").fetchone() == (3,)
         assert daemon.stop() == 0
-        smaller = "\n".join(commands(page, heading)[1:])
+        smaller = "\n".join(commands(page, "A smaller mail file"))
         shell.works(replaced(smaller, {"/var/lib/gsmtpd": daemon.path}))
-        assert [row.mail_id for row in rows(table_of(daemon))] == [3]
+        assert count(table_of(daemon)) == 3

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from gsmtpd import cli, ctl
+from gsmtpd.mailfiles import FORMATS
 from tests.servers import ROOT
 
 FILE = ROOT / "debian/gsmtpd.bash-completion"
@@ -57,12 +58,25 @@ def test_a_command_of_gsmtpctl(verb: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("gsmtpd", "-c"), ("gsmtpd", "-v", "-l"), ("gsmtpctl", "-c")],
+    [
+        ("gsmtpd", "-c"),
+        ("gsmtpd", "-v", "-l"),
+        ("gsmtpctl", "-c"),
+        ("gsmtpctl", "show", "1", "--attachment", "1", "-o"),
+        ("gsmtpctl", "export", "--since", "1d"),
+        ("gsmtpctl", "import", "a.eml"),
+    ],
 )
 def test_a_file(words: Sequence[str]) -> None:
     assert offered(*words, f"{ROOT}/etc/gsmtpd.c") == {f"{ROOT}/etc/gsmtpd.conf"}
 
 
 def test_a_number_is_yours_to_say() -> None:
-    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n")):
+    export = [("gsmtpctl", "export", option) for option in ("--to", "--since", "--id")]
+    show = ("gsmtpctl", "show", "1", "--attachment")
+    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, *export):
         assert offered(*words, "") == set()
+
+
+def test_a_format() -> None:
+    assert offered("gsmtpctl", "export", "--format", "") == {*FORMATS}

@@ -1,4 +1,4 @@
-"""Which fields stand in front of a message? (RFC 5321 section 4.4)"""
+"""Which fields stand in front of a message, and are they understood? (RFC 5321 section 4.4)"""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gsmtpd.message.trace import delivery_fields, protocol, received
-from gsmtpd.smtp.address import POSTMASTER, Mailbox
+from gsmtpd.message.row import Message, RowMaker
+from gsmtpd.message.trace import Front, delivery_fields, parse_front, protocol, received
+from gsmtpd.smtp.address import POSTMASTER, Mailbox, parse_path
 from gsmtpd.smtp.session import Envelope
 
 U = Mailbox("u", "example.com")
@@ -138,3 +139,150 @@ def test_no_helo_breaks_the_field(helo: str) -> None:
     assert all(len(line.encode()) <= 998 for line in text.split("\r\n"))
     parsed = email.message_from_bytes(text.encode() + b"\r\n", policy=email.policy.compat32)
     assert parsed.keys() == ["Received"]
+
+
+# --- reading them again -------------------------------------------------------------------------
+
+HOST = "mx.example.com"
+ID = "0123456789abcdef" * 2
+MESSAGE = Message(ID, PLAIN, b"Subject: x\r\n\r\nx\r\n", "192.0.2.1", MOMENT)
+
+_LOCAL = st.one_of(
+    st.text("abcXYZ019!#$%&'*+/=?^_`{|}~-\xfc\u65e5\U0001f4ec", min_size=1, max_size=12),
+    st.text(" ab@<>().,:;[]\xfc'", max_size=12).map(lambda text: f'"{text}"'),
+    st.text(' ab@"', max_size=8).map(lambda text: '"' + re.sub(r"(.)", r"\\\1", text) + '"'),
+)
+_DOMAIN = st.sampled_from(
+    ["example.com", "a.b-c.EXAMPLE", "b\xfccher.example", "[192.0.2.1]", "[IPv6:2001:db8::1]", "x"]
+)
+_MAILBOX = st.one_of(
+    st.just("<postmaster>"), st.builds("<{}@{}>".format, _LOCAL, _DOMAIN)
+).map(parse_path).filter(lambda mailbox: mailbox is not None)  # fmt: skip
+_HELO = st.text(
+    st.characters(min_codepoint=0x21, exclude_characters="()\x7f", exclude_categories=("Cs", "Cc")),
+    min_size=1,
+    max_size=255,
+)
+_ENVELOPE = st.builds(
+    Envelope,
+    helo=_HELO,
+    esmtp=st.booleans(),
+    sender=st.none() | _MAILBOX,
+    recipients=st.lists(_MAILBOX, min_size=1, max_size=3).map(tuple),
+    smtputf8=st.just(False),
+    body=st.just("7BIT"),
+)
+_MESSAGE = st.builds(
+    Message,
+    id=st.text("0123456789abcdef", min_size=32, max_size=32),
+    envelope=_ENVELOPE,
+    content=st.binary(max_size=20),
+    client_ip=st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str),
+    received_at=st.floats(0, 250_000_000_000),
+    is_tls=st.booleans(),
+)
+
+
+def mails(message: Message, host: str = HOST) -> list[bytes]:
+    """The column `mail` of each row of `message`."""
+    return [row.mail for row in RowMaker(host).rows(message)]
+
+
+@settings(deadline=None)
+@given(_MESSAGE)
+@example(MESSAGE)
+def test_what_the_fields_say_is_understood(message: Message) -> None:
+    envelope = message.envelope
+    for recipient, mail in zip(envelope.recipients, mails(message), strict=True):
+        front = parse_front(mail)
+        alone = len(envelope.recipients) == 1
+        if recipient is POSTMASTER and not alone:
+            recipient = Mailbox("postmaster", HOST)  # nothing tells the one from the other
+        assert front == Front(
+            envelope._replace(recipients=(recipient,)),
+            message.client_ip,
+            HOST,
+            message.id,
+            int(message.received_at),
+            alone,
+            len(mail) - len(message.content),
+        )
+
+
+@pytest.mark.parametrize("name", ["SMTP", "ESMTP", "UTF8SMTP"])
+def test_the_protocol_is_understood(name: str) -> None:
+    envelope = PLAIN._replace(esmtp=name != "SMTP", smtputf8=name == "UTF8SMTP")
+    front = parse_front(mails(MESSAGE._replace(envelope=envelope))[0])
+    assert front is not None
+    assert protocol(front.envelope) == name
+
+
+def again(front: Front, octets: bytes) -> bytes:
+    """The mail that has these fields in front of the same message."""
+    envelope = front.envelope
+    if not front.alone:
+        envelope = envelope._replace(recipients=envelope.recipients * 2)
+    message = Message(
+        front.id, envelope, octets[front.size :], front.client_ip, float(front.received_at)
+    )
+    return mails(message, front.host_name)[0]
+
+
+@settings(deadline=None)
+@given(_MESSAGE, st.data())
+def test_other_fields_are_not_ours(message: Message, data: st.DataObject) -> None:
+    """What is understood is what would be written, to the octet."""
+    octets = bytearray(data.draw(st.sampled_from(mails(message))))
+    size = len(octets) - len(message.content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, size - 1))
+        octets[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    front = parse_front(bytes(octets))
+    assert front is None or again(front, bytes(octets)) == octets
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300))
+def test_any_helo_is_understood_as_it_was_written(helo: str) -> None:
+    (mail,) = mails(MESSAGE._replace(envelope=PLAIN._replace(helo=helo)))
+    front = parse_front(mail)
+    assert front is not None
+    assert again(front, mail) == mail
+
+
+def test_no_part_of_the_fields_is_enough() -> None:
+    (mail,) = mails(MESSAGE)
+    size = len(mail) - len(MESSAGE.content)
+    assert [n for n in range(len(mail)) if parse_front(mail[:n]) is not None] == [
+        *range(size, len(mail))
+    ]
+    assert parse_front(mail.replace(b"\r\n", b"\n")) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mail: b"Received: from x by y; Tue, 14 Nov 2023 22:13:20 +0000\r\n" + mail,
+        lambda mail: b"\r\n" + mail,
+        lambda mail: mail.replace(b"Delivered-To: ", b"Delivered-To:"),
+        lambda mail: mail.replace(b"Delivered-To: u@", b"Delivered-To: v@"),
+        lambda mail: mail.replace(b"(unknown ", b"(known "),
+        lambda mail: mail.replace(b" with ESMTP", b" with ESMTPSA"),
+        lambda mail: mail.replace(b"Tue, 14", b"Mon, 14"),
+        lambda mail: mail.replace(b"14 Nov", b"31 Nov"),
+        lambda mail: mail.replace(b"14 Nov", b"14 Nob"),
+        lambda mail: mail.replace(b"+0000", b"+0100"),
+        lambda mail: mail.replace(b"Return-Path: <s", b"Return-Path: <\xffs"),
+        lambda mail: mail.replace(ID.encode(), b"17"),
+        lambda mail: b"",
+    ],
+)
+def test_fields_of_others(change) -> None:
+    (mail,) = mails(MESSAGE)
+    assert change(mail) != mail
+    assert parse_front(change(mail)) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_octets_are_not_ours(octets: bytes) -> None:
+    assert parse_front(octets) is None

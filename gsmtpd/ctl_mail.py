@@ -1,0 +1,312 @@
+"""What does gsmtpctl show of stored mail, and how does that get into files?"""
+
+from __future__ import annotations
+
+import argparse
+import mimetypes
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import chain, count, islice
+from typing import BinaryIO
+
+from gsmtpd import app, cli
+from gsmtpd.mailfiles import MailFileError, Writer, create_file, is_one_file, open_writer
+from gsmtpd.message.body import Attachment, attachment, read_body
+from gsmtpd.message.trace import parse_front
+from gsmtpd.storage.reader import (
+    MailReader,
+    Selection,
+    StoredAttachment,
+    StoredMail,
+    UnreadableError,
+)
+
+_TAIL_PAUSE = 0.5  # seconds between two looks for new mail
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with what a terminal would obey as "?"; mail is written by strangers."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
+# ---- many --------------------------------------------------------------------------------------
+
+
+def list_(options: argparse.Namespace) -> int:
+    """gsmtpctl list: returns the exit code."""
+    with closing(app.make_reader(cli.load(options.config))) as reader:
+        mails = reader.recent(options.limit)
+    if not mails:
+        print("no mail yet", file=sys.stderr)
+        return cli.EX_OK
+    _print_head()
+    for mail in mails:
+        _print_mail(mail)
+    return cli.EX_OK
+
+
+def tail(options: argparse.Namespace) -> int:
+    """gsmtpctl tail: ends by KeyboardInterrupt."""
+    reader = app.make_reader(cli.load(options.config))
+    mails = reader.recent(max(options.limit, 1))
+    seen = mails[-1].mail_id if mails else 0
+    _print_head()
+    for mail in mails[-options.limit :] if options.limit else []:
+        _print_mail(mail)
+    _follow(reader, seen)
+    return cli.EX_OK
+
+
+def _follow(reader: MailReader, seen: int) -> None:
+    while True:
+        mails = reader.after(seen)
+        for mail in mails:
+            _print_mail(mail)
+            seen = mail.mail_id
+        sys.stdout.flush()
+        if not mails:
+            time.sleep(_TAIL_PAUSE)
+
+
+def _print_head() -> None:
+    print(f"{'ID':>6}  {'DATE (UTC)':19}  {'SIZE':>8}  {'FROM':28}  {'TO':28}  SUBJECT")
+
+
+def _print_mail(mail: StoredMail) -> None:
+    sender = mail.from_ or "<>"
+    print(
+        f"{mail.mail_id:6}  {mail.date:19}  {mail.size:8}  {printable(sender):28}"
+        f"  {printable(mail.recipient):28}  {printable(mail.subject)}"
+    )
+
+
+# ---- one ---------------------------------------------------------------------------------------
+
+
+def show(options: argparse.Namespace) -> int:
+    """gsmtpctl show: returns the exit code."""
+    if options.output is not None and options.attachment is None:
+        raise cli.Stop(cli.EX_USAGE, "-o is for --attachment")
+    with closing(app.make_reader(cli.load(options.config))) as reader:
+        try:
+            found = reader.mail(options.id)
+        except UnreadableError:
+            if not (options.raw or options.headers or options.attachment):
+                _show_without_octets(reader, options.id)
+            raise
+    if found is None:
+        raise cli.Stop(cli.EX_UNAVAILABLE, f"no mail {options.id}; see: gsmtpctl list")
+    mail, octets = found
+    front = parse_front(octets)
+    content = octets[front.size :] if front is not None else octets
+    if options.raw:
+        _write_out(octets)
+    elif options.headers:
+        _print_text(_header(content).decode("utf-8", "replace"))
+    elif options.attachment:
+        _save(content, options.attachment, options.output)
+    else:
+        body = read_body(content)
+        _show(mail._replace(size=len(content)), body.text, body.attachments)
+    return cli.EX_OK
+
+
+def _show_without_octets(reader: MailReader, mail_id: int) -> None:
+    """Show what the database itself has of a mail."""
+    mail = reader.row(mail_id)
+    if mail is not None:
+        _show(mail, reader.text(mail_id), reader.attachments(mail_id))
+
+
+def _show(
+    mail: StoredMail, text: str, attachments: Sequence[Attachment | StoredAttachment]
+) -> None:
+    for name, value in (
+        ("Id", f"{mail.mail_id} ({mail.hash})"),
+        ("Date", f"{mail.date} UTC"),
+        ("From", f"{mail.from_} (reverse-path <{mail.return_path}>)"),
+        ("To", mail.to if mail.to == mail.recipient else f"{mail.to} (sent to {mail.recipient})"),
+        ("Subject", mail.subject),
+        ("Client", f"{mail.ip_addr} ({mail.helo})"),
+        ("Size", f"{mail.size} bytes"),
+    ):
+        print(f"{name + ':':9}{printable(value)}")
+    if text:
+        print()
+        _print_text(text)
+    if attachments:
+        print("\nAttachments:")
+    for number, each in enumerate(attachments, 1):
+        kind, name = printable(each.content_type), printable(each.filename)
+        print(f"{number:3}  {kind:30}  {each.size:10}  {name}".rstrip())
+
+
+def _print_text(text: str) -> None:
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        print(printable(line.rstrip("\r"), keep="\t"))
+
+
+def _write_out(octets: bytes) -> None:
+    sys.stdout.buffer.write(octets)
+    sys.stdout.buffer.flush()
+
+
+def _header(content: bytes) -> bytes:
+    """The header section, without the empty line that ends it."""
+    if content.startswith((b"\r\n", b"\n")):
+        return b""
+    end = re.search(rb"\n\r?\n", content)
+    return content[: end.start() + 1] if end else content
+
+
+# ---- attachments -------------------------------------------------------------------------------
+
+
+def _save(content: bytes, number: int, output: str | None) -> None:
+    """Write an attachment into the file `output`, "-" for stdout, None for a name like its own."""
+    attachments = read_body(content).attachments
+    if number > len(attachments):
+        raise cli.Stop(cli.EX_UNAVAILABLE, f"no attachment {number}; there are {len(attachments)}")
+    octets = attachment(content, number)
+    if output == "-":
+        _write_out(octets)
+        return
+    chosen = attachments[number - 1]
+    names = (
+        [output] if output else _free_names(safe_name(chosen.filename, number, chosen.content_type))
+    )
+    name, file = _new_file(names)
+    with file:
+        file.write(octets)
+    print(f"saved {len(octets)} bytes as {name}")
+
+
+def _new_file(names: Iterable[str]) -> tuple[str, BinaryIO]:
+    """The first of `names` that is free, and its file."""
+    for name in names:
+        try:
+            return name, create_file(name)
+        except FileExistsError:
+            continue
+    raise cli.Stop(cli.EX_CANTCREAT, f"{name}: is there already; nothing is overwritten")
+
+
+def _free_names(name: str) -> Iterator[str]:
+    """`name`, then others like it: invoice.pdf, invoice-1.pdf, invoice-2.pdf …"""
+    stem, dot, ending = name.rpartition(".")
+    yield name
+    yield from (f"{stem}-{n}{dot}{ending}" if dot else f"{name}-{n}" for n in count(1))
+
+
+_MAX_NAME = 200  # octets; file systems take 255
+
+
+def safe_name(name: str, number: int, content_type: str) -> str:
+    """The name of a file for an attachment: that of its sender, without what could do harm.
+
+    It names no directory, hides nothing and looks like no option. number, content_type: for a name
+    where there is none.
+    """
+    name = re.split(r"[/\\]", name)[-1]
+    name = "".join(c if c.isprintable() else "_" for c in name).lstrip(".- ~").rstrip(". ")
+    if not name:
+        endings = {"message/rfc822": ".eml"}
+        ending = endings.get(content_type) or mimetypes.guess_extension(content_type) or ".bin"
+        return f"attachment-{number}{ending}"
+    stem, dot, ending = name.rpartition(".")
+    if not dot or len(ending.encode()) > _MAX_NAME // 4:
+        stem, dot, ending = name, "", ""
+    room = _MAX_NAME - len(ending.encode())
+    return stem.encode()[:room].decode("utf-8", "ignore") + dot + ending
+
+
+# ---- export ------------------------------------------------------------------------------------
+
+
+def export(options: argparse.Namespace) -> int:
+    """gsmtpctl export: returns the exit code."""
+    selection = Selection(options.to, options.domain, options.since, options.until, options.ids)
+    with closing(app.make_reader(cli.load(options.config))) as reader:
+        ids = _all(options.ids, reader.ids(selection)) if options.ids else reader.ids(selection)
+        first = list(islice(ids, 2))  # what is wrong shows now, before anything is made
+        if not first:
+            print("there is no such mail; nothing is written", file=sys.stderr)
+            return cli.EX_OK
+        if len(first) > 1 and is_one_file(options.format, options.destination):
+            raise cli.Stop(cli.EX_USAGE, f"{options.destination}: one file is for one mail only")
+        try:
+            exporter = _Exporter(reader, open_writer(options.format, options.destination))
+            exporter.run(chain(first, ids))
+        except MailFileError as error:
+            raise cli.Stop(cli.EX_CANTCREAT, str(error)) from error
+    return cli.EX_UNAVAILABLE if exporter.lost else cli.EX_OK
+
+
+def _all(wanted: Iterable[int], found: Iterable[int]) -> Iterator[int]:
+    """`found`, if that is all that was wanted. Raises Stop."""
+    ids = list(found)
+    for mail_id in wanted:
+        if mail_id not in ids:
+            raise cli.Stop(cli.EX_UNAVAILABLE, f"no such mail {mail_id}; nothing is written")
+    return iter(ids)
+
+
+class _Exporter:
+    """Writes mail, and counts it."""
+
+    def __init__(self, reader: MailReader, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._written = 0
+        self.lost = 0
+
+    def run(self, ids: Iterable[int]) -> None:
+        """Write those mails. Raises StoreError, MailFileError or OSError, which end it."""
+        try:
+            for mail_id in ids:
+                try:
+                    self._write(mail_id)
+                except UnreadableError as error:
+                    self.lost += 1
+                    print(f"gsmtpctl: {error}", file=sys.stderr)
+            self._writer.close()
+        finally:
+            left = f"; {self.lost} could not be read" if self.lost else ""
+            print(f"exported {self._written} mails{left}", file=sys.stderr)
+
+    def _write(self, mail_id: int) -> None:
+        found = self._reader.mail(mail_id)
+        if found is not None:  # it may have been deleted meanwhile
+            mail, octets = found
+            self._writer.add(mail_id, octets, mail.return_path, _unix_time(mail.date))
+            self._written += 1
+
+
+def _unix_time(date: str) -> float:
+    try:
+        return datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return time.time()  # an old table may have none
+
+
+def moment(text: str) -> str:
+    """A date of the command line, or an age, as `date` has it. Raises ArgumentTypeError."""
+    age = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    try:
+        if age is not None:
+            at = datetime.fromtimestamp(time.time() - int(age[1]) * _UNITS[age[2]], UTC)
+        else:
+            said = datetime.fromisoformat(text)
+            at = said.replace(tzinfo=UTC) if said.tzinfo is None else said.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write UTC as 2026-11-22 or '2026-11-22 09:30', or an age as 12h"
+        ) from None
+    return f"{at:%Y-%m-%d %H:%M:%S}"

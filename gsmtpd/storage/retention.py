@@ -1,0 +1,392 @@
+"""Which mail is too old, and how is it deleted without keeping new mail waiting?
+
+In small steps with rests between them, longer than the steps, unless mail comes in faster than it
+is deleted. Each row is looked at once for each of the times that mail is kept.
+"""
+
+from __future__ import annotations
+
+import calendar
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import pymysql
+
+from gsmtpd.storage import sqlite
+from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.mysql_connection import RETRY, Database, code_of, store_error
+from gsmtpd.storage.mysql_link import Link, OnMySQL
+from gsmtpd.storage.mysql_shelf import MySQLShelf
+from gsmtpd.storage.shelf import BEGINNING, Mark, Shelf
+from gsmtpd.storage.sqlite_shelf import SQLiteShelf
+from gsmtpd.storage.upkeep import AFTER_TROUBLE, Chore, Complaints
+
+LATE = 120.0  # seconds; by then mail that was received is committed or never will be
+GRACE = 7200.0  # seconds that the end of an hour's partition is waited for before rows are deleted
+_LONGEST_SLEEP = 60.0
+_GATHER = 5.0  # seconds' worth of old mail that is worth a look
+_LOOK_BACK = 60.0  # seconds between two looks at what was committed late
+_WHOLE_AGAIN = 3600.0  # seconds between two ways through the whole table at least
+_WINDOW = 5.0  # seconds over which intake and deletion are compared
+_REST = 4.0  # times as long as the step
+_LONGEST_REST = 5.0
+_LEAST, _MOST = 10, 500  # rows of a step
+_TRIES = 20
+
+
+def _text(second: float) -> str:
+    """Unix time as the column `date` has it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(second)))
+
+
+def _second(date: str) -> float:
+    return calendar.timegm(time.strptime(date[:19], "%Y-%m-%d %H:%M:%S"))
+
+
+class Times:
+    """How long mail is kept, in seconds, None for ever: `default`, and domains of other times."""
+
+    def __init__(
+        self, default: float | None, domains: Iterable[tuple[str, float | None]] = ()
+    ) -> None:
+        self._default = default
+        self._domains = {name.lower(): keep for name, keep in domains if keep != default}
+        finite = {keep for keep in (default, *self._domains.values()) if keep is not None}
+        self.distinct = sorted(finite)
+
+    @property
+    def longest(self) -> float | None:
+        """The time after which no mail is left."""
+        times = (self._default, *self._domains.values())
+        return None if None in times else self.distinct[-1]
+
+    @property
+    def by_domain(self) -> bool:
+        """Whether the recipient matters."""
+        return bool(self._domains)
+
+    def of(self, recipient: str, width: int | None) -> float | None:
+        """How long mail for `recipient` is kept. width: of the column that it is from."""
+        if width is not None and len(recipient) >= width:
+            return self.longest  # its domain may have been cut
+        domain = recipient.rpartition("@")[2].lower()
+        return self._domains.get(domain if domain.isascii() else _a_labels(domain), self._default)
+
+    def fit(self, has_recipient: bool) -> Times:
+        """What can be done of it in a table with or without the column `recipient`."""
+        return self if has_recipient or not self.by_domain else Times(self.longest)
+
+
+def _a_labels(domain: str) -> str:
+    try:
+        return domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return domain
+
+
+class Pace:
+    """How many rows a step takes, and how long the rest behind it is.
+
+    step_seconds: that a deletion should take.
+    """
+
+    def __init__(self, step_seconds: float) -> None:
+        self.rows = 200
+        self._step_seconds = step_seconds
+        self._factor = _REST
+        self._window: tuple[float, int] | None = None  # when it began, the newest mail then
+        self._seen = 0
+
+    def idle(self) -> None:
+        """Nothing is left to do: no need to hurry."""
+        self._window = None
+        self._factor = min(_REST, self._factor + 1)
+
+    def took(self, rows: int, seconds: float) -> None:
+        """A deletion of `rows` took so long."""
+        if rows:
+            fit = self.rows * self._step_seconds / max(seconds, 1e-4) * (rows / self.rows)
+            # Slowly up, at once down.
+            self.rows = int(min(max(fit, _LEAST), self.rows * 1.2 + 1, _MOST))
+
+    def look(self, seen: int, now: float, shelf: Shelf, ways: int) -> None:
+        """`seen` rows more were looked at on one of so many `ways` through the table."""
+        self._seen += seen
+        if self._window is None:
+            self._window, self._seen = (now, shelf.newest()), 0
+        elif not 0 <= now - self._window[0] < _WINDOW:
+            newest = shelf.newest()
+            came = (newest - self._window[1]) * ways
+            if came > self._seen:
+                self._factor = self._factor / 2 if self._factor > 0.1 else 0.0
+            elif came < self._seen / 2:
+                self._factor = min(_REST, self._factor + 1)
+            self._window, self._seen = (now, newest), 0
+
+    def rest(self, seconds: float) -> float:
+        """Seconds to rest behind a step that took so long."""
+        return min(seconds * self._factor, _LONGEST_REST)
+
+
+class _Done(NamedTuple):
+    """seen: rows looked at. seconds: of the deletion."""
+
+    seen: int
+    deleted: int
+    seconds: float
+
+
+class Sweep:
+    """The ways through a table, one after the other, for mail that is kept `keep` seconds."""
+
+    def __init__(self, keep: float, times: Times) -> None:
+        self.keep = keep
+        self.due = 0.0  # Unix time of the next step
+        self.is_under_way = False
+        self._times = times
+        self._mark = BEGINNING
+        self._until = 0.0  # Unix time of this way's end; mail received before that is due
+        self._before = ""
+        self._whole_began: float | None = None
+        self._whole_due = 0.0
+        self._back_due = 0.0
+
+    def begin(self, now: float, grace: float = 0.0) -> None:
+        """Begin another way: where the last one ended, or before that."""
+        end, self._until = self._until, now - self.keep - grace
+        self._before = _text(self._until)
+        self.is_under_way = True
+        if now >= self._whole_due:
+            self._mark, self._whole_began, self._whole_due = BEGINNING, now, float("inf")
+        elif now >= self._back_due:
+            self._mark = min(self._mark, Mark(_text(end - LATE), -1))
+            self._back_due = now + _LOOK_BACK
+
+    def step(self, shelf: Shelf, rows: int, now: float, dry: bool = False) -> _Done:
+        """Delete what is due of the next `rows`. dry: delete nothing, but say what is due."""
+        batch = shelf.find(self._mark, self._before, rows, self._times.by_domain)
+        due = batch.rows
+        if self._times.by_domain:
+            due = [row for row in due if self._is_due(row.recipient, shelf.recipient_width)]
+        done = _Done(len(batch.rows), len(due), 0.0)
+        if due and not dry:
+            done = _Done(len(batch.rows), *shelf.delete(due))
+        self._mark = batch.end
+        self.is_under_way = batch.more
+        self.due = now
+        return done
+
+    def end(self, shelf: Shelf, now: float, grace: float = 0.0) -> None:
+        """Sleep until more can be due."""
+        if self._whole_began is not None:
+            # Mail of those who keep it longer is read anew: that may be most of a big table.
+            spent = max(0.0, now - self._whole_began)
+            self._whole_due = now + max(_WHOLE_AGAIN, 20 * spent)
+            self._whole_began = None
+        first = shelf.first(self._before)
+        due = now + _LONGEST_SLEEP
+        if first is not None:
+            due = min(due, _second(first) + 1 + self.keep + grace + _GATHER)
+        self.due = max(now, due)
+
+    def _is_due(self, recipient: str, width: int | None) -> bool:
+        keep = self._times.of(recipient, width)
+        return keep is not None and keep <= self.keep
+
+
+class Retention:
+    """Deletes mail that is older than `times` say from `shelf`, step by step, for ever.
+
+    drops: hours' partitions are dropped elsewhere, so that rows of the longest time wait for that.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        times: Times,
+        drops: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.deleted = 0
+        self._shelf = shelf
+        self._wanted = times
+        self._drops = drops
+        self._clock = clock
+        self._pace = Pace(shelf.step_seconds)
+        self._times: Times | None = None
+        self._sweeps: list[Sweep] = []
+
+    def step(self) -> float:
+        """One step; seconds until the next. Raises StoreError and the driver's errors."""
+        if not self._shelf.ready():
+            return _LONGEST_SLEEP
+        self._fit()
+        now = self._clock()
+        if not self._sweeps:
+            return _LONGEST_SLEEP
+        sweep = min(self._sweeps, key=lambda each: each.due)
+        if now < sweep.due <= now + _LONGEST_SLEEP:
+            self._pace.idle()
+            return sweep.due - now
+        return self._work(sweep, now)
+
+    def _work(self, sweep: Sweep, now: float) -> float:
+        began = time.perf_counter()
+        grace = self._grace(sweep)
+        if not sweep.is_under_way:
+            sweep.begin(now, grace)
+        done = sweep.step(self._shelf, self._pace.rows, now)
+        if not sweep.is_under_way:
+            sweep.end(self._shelf, now, grace)
+        self.deleted += done.deleted
+        self._pace.took(done.deleted, done.seconds)
+        self._pace.look(done.seen, now, self._shelf, len(self._sweeps))
+        return self._pace.rest(time.perf_counter() - began)
+
+    def _fit(self) -> None:
+        """Fit the times to the table, which may have been altered."""
+        times = self._wanted.fit(self._shelf.has_recipient)
+        if self._times is None or times.by_domain != self._times.by_domain:
+            self._times = times
+            self._sweeps = [Sweep(keep, times) for keep in times.distinct]
+        if not self._sweeps and self._wanted.distinct:
+            raise StoreError(
+                "the table has no column `recipient`, so that nobody knows whose mail is kept for"
+                " ever; none is deleted"
+            )
+
+    def _grace(self, sweep: Sweep) -> float:
+        waits = self._drops and self._shelf.is_partitioned and sweep.keep == self._wanted.longest
+        return GRACE if waits else 0.0
+
+
+class _OnSQLite:
+    """`retention` as a chore: what goes wrong is said once and tried again later."""
+
+    name = "keep"
+
+    def __init__(self, shelf: SQLiteShelf, retention: Retention, path: str) -> None:
+        self._shelf = shelf
+        self._retention = retention
+        self._path = path
+        self._complaints = Complaints(self.name)
+
+    def step(self) -> float:
+        """One step."""
+        try:
+            pause = self._retention.step()
+        except sqlite3.Error as error:
+            if _is_busy(error):
+                return 0.2
+            self._shelf.close()
+            self._complaints.say(str(sqlite.store_error(self._path, error)))
+            return AFTER_TROUBLE
+        self._complaints.over()
+        return pause
+
+    def close(self) -> None:
+        """Close the file."""
+        self._shelf.close()
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def mysql_chore(link: Link, times: Times, drops: bool = False) -> Chore:
+    """The chore that deletes old mail from the mail table of `link.database`. drops: see Retention.
+
+    A user who may not DELETE is told so once; it is tried again every ten minutes.
+    """
+    retention = Retention(MySQLShelf(link), times, drops)
+    return OnMySQL("keep", link, retention.step)
+
+
+def sqlite_chore(path: str, times: Times) -> Chore:
+    """The chore that deletes old mail from the mail file at `path`."""
+    shelf = SQLiteShelf(path)
+    return _OnSQLite(shelf, Retention(shelf, times), path)
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+def purge_mysql(
+    database: Database,
+    times: Times,
+    dry: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Delete mail that is older than `times` say, once, and say how many rows that was.
+
+    In the same small steps as the daemon, beside which it may run. dry: only count. progress:
+    called with the rows so far, behind each step. Raises StoreError.
+    """
+    link = Link(database)
+    shelf = MySQLShelf(link)
+    try:
+        shelf.look()
+        return _purge(shelf, times, dry, progress)
+    except (pymysql.MySQLError, OSError) as error:
+        raise store_error(error, database) from error
+    finally:
+        link.close()
+
+
+def purge_sqlite(
+    path: str,
+    times: Times,
+    dry: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """As `purge_mysql`, in the mail file at `path`."""
+    shelf = SQLiteShelf(path)
+    try:
+        if not shelf.ready():
+            raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
+        return _purge(shelf, times, dry, progress)
+    except sqlite3.Error as error:
+        raise sqlite.store_error(path, error) from error
+    finally:
+        shelf.close()
+
+
+def _purge(shelf: Shelf, times: Times, dry: bool, progress: Callable[[int], None]) -> int:
+    if times.by_domain and not shelf.has_recipient:
+        raise StoreError("the table has no column `recipient`, so that no domain's mail is known")
+    deleted = 0
+    for keep in times.distinct:
+        deleted = _purge_one(shelf, Sweep(keep, times), dry, deleted, progress)
+    return deleted
+
+
+def _purge_one(
+    shelf: Shelf, sweep: Sweep, dry: bool, deleted: int, progress: Callable[[int], None]
+) -> int:
+    sweep.begin(time.time())
+    pace = Pace(shelf.step_seconds)
+    while sweep.is_under_way:
+        began = time.perf_counter()
+        done = _patient(shelf, sweep, _MOST if dry else pace.rows, dry)
+        pace.took(done.deleted, done.seconds)
+        deleted += done.deleted
+        progress(deleted)
+        if not dry and sweep.is_under_way:
+            time.sleep(pace.rest(time.perf_counter() - began))
+    return deleted
+
+
+def _patient(shelf: Shelf, sweep: Sweep, rows: int, dry: bool) -> _Done:
+    """One step, again where somebody else is in the way."""
+    for _ in range(_TRIES):
+        try:
+            return sweep.step(shelf, rows, 0.0, dry)
+        except (pymysql.MySQLError, sqlite3.Error) as error:
+            busy = isinstance(error, sqlite3.Error) and _is_busy(error)
+            if not busy and code_of(error) not in RETRY:
+                raise
+        time.sleep(random.uniform(0.1, 0.5))
+    return sweep.step(shelf, rows, 0.0, dry)
