@@ -86,7 +86,7 @@ def source(page: str) -> str:
 def placed(page: str) -> Iterator[tuple[str, str, str]]:
     """Each line with the section and the subsection it is in."""
     section = subsection = ""
-    for line in source(page).splitlines():
+    for line in source(page).replace("\\\n", "").splitlines():  # a long line may go on
         if line.startswith(".Sh "):
             section, subsection = line[4:], ""
         elif line.startswith(".Ss "):
@@ -187,18 +187,21 @@ def arguments(parser: argparse.ArgumentParser) -> set[str]:
     return set(flags(parser)) - {"-h", "--help"} | positional
 
 
+def positional(text: str) -> set[str]:
+    """ARGUMENT if there is an Ar that belongs to no option."""
+    return {"ARGUMENT"} if "Ar " in re.sub(r"Fl (?:Fl )?\S+ Ar ", "", text) else set()
+
+
 def test_each_command_of_gsmtpctl_is_described() -> None:
     heads = [i.head for i in items("gsmtpctl.8", "DESCRIPTION") if i.head.startswith("Ic ")]
-    found = {
-        head.split()[1]: options(head) | ({"ARGUMENT"} if re.search(r"Ar id$", head) else set())
-        for head in heads
-    }
+    found = {head.split()[1]: options(head) | positional(head) for head in heads}
     assert found == {verb: arguments(parser) for verb, parser in commands().items()}
     for verb, parser in commands().items():
         (head,) = (head for head in heads if head.split()[1] == verb)
         for flag, has_argument in flags(parser).items():
             if has_argument:
-                assert f"Fl {flag[1:]} Ar " in head
+                name = flag.removeprefix("-").removeprefix("-")
+                assert f"{'Fl ' * (len(flag) - len(name))}{name} Ar " in head
 
 
 def test_the_synopsis_of_gsmtpctl_has_each_command() -> None:
@@ -207,8 +210,7 @@ def test_the_synopsis_of_gsmtpctl_has_each_command() -> None:
     for form in forms[:-1]:
         assert form.startswith(".Op Fl c Ar file\n.Ic ")
         _, _, rest = form.partition(".Ic ")
-        positional = {"ARGUMENT"} if re.search(r"^\.Ar ", rest, re.MULTILINE) else set()
-        found[rest.split()[0]] = options(rest) | positional
+        found[rest.split()[0]] = options(rest) | positional(rest)
     assert found == {verb: arguments(parser) for verb, parser in commands().items()}
     assert options(forms[-1]) | {"-c"} == set(flags(ctl.parser()))
 
@@ -250,6 +252,7 @@ def logged() -> list[dict[str, Any]]:
     message = Message("1a", envelope, b"x\r\n", "192.0.2.1", 0.0)
     log.message(message, reply.queued("1a"), 0.1)
     log.message(message, reply.STORAGE_TROUBLE, 0.1)
+    log.duplicate(message, "1b", reply.queued("1b"), 0.1)
     log.stored_unheard(message, 0.1)
     log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "x", About("<>", (recipient,), 1)))
     log.closed("192.0.2.1", "x", reply.TIMED_OUT)
@@ -350,7 +353,8 @@ KINDS = {
     "choice": "word", "path": "path", "optional_path": "path", "socket_path": "path",
     "domain_list": "list", "address_list": "list", "mysql_host_list": "list", "text": "name",
     "optional_text": "name", "host_name": "name", "table_name": "name", "secret": "text",
-    "optional_domain": "domain",
+    "optional_domain": "domain", "optional_number": "number", "optional_duration": "time",
+    "keep_list": "list", "field_name": "name", "body_address": "address",
 }  # fmt: skip
 
 
@@ -420,10 +424,12 @@ def test_each_key_has_its_limits(place: Place) -> None:
         assert f" {limits[0]} to {limits[1]}" in text_of(place)
     elif limits:
         assert f" {limits[0]} or more" in text_of(place)
-    if check_name(check) == "auto_number":
-        assert ".Ql auto" in text_of(place)
-    if check_name(check).startswith("optional") or check_name(check) == "host_name":
-        assert "Empty:" in text_of(place) or place.key == "password_file"
+    words = {"auto_number": "auto", "optional_number": "no", "keep_list": "forever"}
+    if word := words.get(check_name(check)):
+        assert f".Ql {word}" in text_of(place)
+    may_be_empty = check_name(check) in ("optional_path", "socket_path") or not default_of(check)
+    if may_be_empty and not place.key.startswith("password"):
+        assert "Empty:" in text_of(place)
 
 
 def test_what_needs_a_restart() -> None:
@@ -495,23 +501,39 @@ def test_the_list_over_lines_is_what_it_looks_like(tmp_path: Path) -> None:
 # --- gsmtpd-schema(5) ---------------------------------------------------------------------------
 
 
-def columns(kind: str) -> dict[str, str]:
-    """The columns of the page with their types in MySQL or SQLite."""
-    found = {}
-    for item in items("gsmtpd-schema.5", "COLUMNS"):
-        match = re.match(r"MySQL (.+), SQLite (\w+)\.\n.", item.body)
+Columns = dict[str, list[tuple[str, str]]]
+"""Table → its columns with their types, in their order."""
+
+
+def schema_page(kind: str) -> Columns:
+    """What the page says of the tables in MySQL or SQLite."""
+    found: Columns = {}
+    for item in items("gsmtpd-schema.5", "TABLES"):
+        match = re.match(r"MySQL ([^.]+?)(?:, SQLite (\w+))?\.\n.", item.body)
         assert match, item
-        found[item.head.removeprefix("Va ")] = match[1 if kind == "MySQL" else 2]
+        if said := match[1 if kind == "MySQL" else 2]:
+            columns = found.setdefault(item.subsection, [])
+            columns.append((item.head.removeprefix("Va "), said))
     return found
 
 
+def made_in_mysql() -> dict[str, str]:
+    """The statement that makes each table in MySQL."""
+    made = {}
+    for sql in statements("mysql"):
+        if match := re.search(r"^CREATE TABLE IF NOT EXISTS `(\w+)`", sql, re.MULTILINE):
+            made[match[1]] = sql
+    return made
+
+
 def test_the_columns_in_mysql() -> None:
-    (sql,) = statements("mysql")
-    made = re.findall(r"^  `(\w+)` (.+?)(?: CHARACTER SET (\w+))? NOT NULL", sql, re.MULTILINE)
-    assert "NULL" not in sql.replace("NOT NULL", "")
-    wanted = {name: f"{kind} {charset}".strip() for name, kind, charset in made}
-    assert [*columns("MySQL").items()] == [*wanted.items()]
-    assert set(wanted) == {*COLUMNS, "mail_id"}
+    wanted: Columns = {}
+    for name, sql in made_in_mysql().items():
+        made = re.findall(r"^  `(\w+)` (.+?)(?: CHARACTER SET (\w+))? NOT NULL", sql, re.MULTILINE)
+        assert "NULL" not in sql.replace("NOT NULL", "")
+        wanted[name] = [(column, f"{kind} {charset}".strip()) for column, kind, charset in made]
+    assert schema_page("MySQL") == wanted
+    assert {name for name, _ in wanted["new_mail"]} == {*COLUMNS, "mail_id"}
 
 
 @pytest.fixture(scope="module")
@@ -523,21 +545,52 @@ def empty() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def names_in(connection: sqlite3.Connection, kind: str) -> set[str]:
+    """The tables or the views that are there."""
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = ?", (kind,))
+    return {name for (name,) in found if not name.startswith("sqlite_")}
+
+
 def test_the_columns_in_sqlite(empty: sqlite3.Connection) -> None:
-    made = empty.execute("SELECT name, type FROM pragma_table_info('new_mail')").fetchall()
-    assert [*columns("SQLite").items()] == made
+    sql = "SELECT name, type FROM pragma_table_info(?)"
+    made = {name: empty.execute(sql, (name,)).fetchall() for name in names_in(empty, "table")}
+    assert schema_page("SQLite") == made
 
 
-def test_the_keys_of_the_table(empty: sqlite3.Connection) -> None:
-    (sql,) = statements("mysql")
-    sentence = re.search(r"^Keys are on\n((?:\.Va .*\n|and\n)+)", source("gsmtpd-schema.5"), re.M)
-    assert sentence
-    found = re.findall(r"\.Va (\w+)", sentence[1])
-    assert found == re.findall(r"^  (?:PRIMARY )?KEY (?:`\w+` )?\(`(\w+)`\)", sql, re.MULTILINE)
-    indexed = empty.execute(
-        "SELECT i.name FROM pragma_index_list('new_mail') AS l, pragma_index_info(l.name) AS i"
+@pytest.mark.parametrize("table", ["new_mail", "mail_attachment", "gm2_setting", "gm2_received"])
+def test_the_keys_of_the_tables(table: str, empty: sqlite3.Connection) -> None:
+    text = "".join(line + "\n" for _, sub, line in placed("gsmtpd-schema.5") if sub == table)
+    sentences = re.findall(r"^(?:The primary key is|Another key is on|Keys are on)\n"
+                           r"((?:\.Va .*\n|and\n)+)", text, re.MULTILINE)  # fmt: skip
+    found = [name for one in sentences for name in re.findall(r"(?:\.Va|,) (\w+)", one)]
+    for item in items("gsmtpd-schema.5", "TABLES"):
+        if item.subsection == table and "The primary key.\n" in item.body:
+            found.insert(0, item.head.removeprefix("Va "))
+    keys = re.findall(
+        r"^  (?:PRIMARY )?KEY (?:`\w+` )?\((.+?)\),?$", made_in_mysql()[table], re.MULTILINE
     )
-    assert set(found) == {"mail_id", *(name for (name,) in indexed)}
+    assert found == [name for key in keys for name in re.findall(r"`(\w+)`", key)]
+    indexed = empty.execute(
+        "SELECT i.name FROM pragma_index_list(?) AS l, pragma_index_info(l.name) AS i", (table,)
+    )
+    assert {name for (name,) in indexed} <= {*found}
+
+
+def views_of_the_page() -> dict[str, list[str]]:
+    """View → its columns, in their order."""
+    found: dict[str, list[str]] = {}
+    for item in items("gsmtpd-schema.5", "VIEWS"):
+        found.setdefault(item.subsection, []).extend(re.findall(r"\w+", item.head[3:]))
+    return found
+
+
+def test_the_columns_of_the_views(empty: sqlite3.Connection) -> None:
+    """As SQLite has them; tests/functional/test_manpage_examples.py asks MariaDB."""
+    sql = "SELECT name FROM pragma_table_info(?)"
+    made = {
+        view: [name for (name,) in empty.execute(sql, (view,))] for view in names_in(empty, "view")
+    }
+    assert views_of_the_page() == made
 
 
 # --- are they clean -----------------------------------------------------------------------------
