@@ -29,9 +29,9 @@ except ModuleNotFoundError:  # the Debian package brings it: Debian 12 has none
     from dbutils.pooled_db import PooledDB
 
 from gsmtpd.message.body import NOTHING
-from gsmtpd.message.row import Message, RowMaker, date_of
+from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError
-from gsmtpd.storage.dedupe import Copy
+from gsmtpd.storage.dedupe import COLUMNS, MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.mysql_beside import Beside
 from gsmtpd.storage.mysql_connection import (
     ALTERED,
@@ -166,29 +166,29 @@ class MySQLStore:
         self._health.well()
         return [Outcome.STORED] * len(letters)
 
-    def copies(self, content_hashes: Iterable[str], since: float) -> list[Copy]:
-        """The rows with one of `content_hashes`, received since then (Unix time in seconds).
+    def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
+        """All rows of the messages that may be one of `keys`, received since that Unix time.
 
         Raises StoreError, also where the table lacks a column that tells.
         """
-        hashes = list(content_hashes)
-        marks = ", ".join(["%s"] * len(hashes))
+        table = self._database.table
         try:
             with self._connection() as connection, connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT `content_hash`, `return_path`, `recipient`, `hash`"
-                    f" FROM `{self._database.table}`"
-                    f" WHERE `content_hash` IN ({marks}) AND `date` >= %s",
-                    [*hashes, date_of(since)],
-                )
+                self._known_table(connection).require(COLUMNS)
+                cursor.execute(*candidates(table, "%s", keys, since))
+                ids = [number for (number,) in cursor.fetchall()]
+                if not 0 < len(ids) <= MAX_CANDIDATES:
+                    return []
+                cursor.execute(rows_of(table, "%s", ids), ids)
                 return [Copy(*row) for row in cursor.fetchall()]
         except (pymysql.MySQLError, OSError) as error:
             raise store_error(error, self._database) from error
 
     def close(self) -> None:
         """Close the pool's connections."""
-        with suppress(pymysql.MySQLError, OSError), self._connection() as connection:
-            self._beside.count(connection)
+        if self._beside.uncounted:
+            with suppress(pymysql.MySQLError, OSError), self._connection() as connection:
+                self._beside.count(connection)
         self._pool.close()
 
     @contextmanager
@@ -374,9 +374,10 @@ class MySQLStore:
         # DURABILITY: half, because escaping may double every octet; 64 KiB for the other columns.
         self._statement_bytes = min(_STATEMENT_BYTES, packet - 65536)
         self._on_capacity((packet - 65536) // 2)
-        self._beside.look(cursor, {column.name for column in columns})
+        table = MailTable(name, columns, packet - _ROOM_FOR_NAMES)
+        self._beside.look(cursor, table)
         cursor.close()
-        return MailTable(name, columns, packet - _ROOM_FOR_NAMES)
+        return table
 
 
 def open_reader(database: Database, bodies: Bodies | None = None) -> SQLReader:

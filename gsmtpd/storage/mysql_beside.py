@@ -14,9 +14,11 @@ from typing import Any
 import pymysql
 
 from gsmtpd.message.body import Attachment
+from gsmtpd.message.row import date_of
 from gsmtpd.storage.base import Letter
 from gsmtpd.storage.literal import text_literal
 from gsmtpd.storage.mysql_connection import DENIED, LOST, code_of
+from gsmtpd.storage.mysql_table import MailTable
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _COUNT = (
     "UPDATE `gm2_setting` SET `setting_value` = `setting_value` + %s"
     " WHERE `setting_name` = 'received_emails'"
 )
+_NONE = " WHERE FALSE"
 _COUNT_EVERY = 1.0  # seconds; the row is locked for a moment, and all writers want it
 _ROWS_AT_ONCE = 500
 _LISTED = 100  # attachments of a mail, lest a thousand for a thousand recipients hold up all others
@@ -45,6 +48,7 @@ class Beside:
         self._table = table
         self._warn = warn
         self._said: set[str] = set()
+        self._has_moments = False
         self._keeps_attachments = False
         self._again = _AGAIN
         self._keeps_received = False
@@ -53,22 +57,25 @@ class Beside:
         self._uncounted = 0
         self._counted_at = time.monotonic()
 
-    def look(self, cursor: Any, columns: set[str]) -> None:
-        """See which tables are there and may be written. columns: of the mail table."""
+    def look(self, cursor: Any, table: MailTable) -> None:
+        """See which tables are there beside `table`, and may be written."""
+        self._has_moments = table.has_moments
         self._keeps_attachments = (
-            {"mail_id", "hash"} <= columns and self._has_index(cursor) and self._may_list(cursor)
+            table.has("mail_id", "hash") and self._may_list(cursor) and self._has_index(cursor)
         )
-        self._keeps_received = self._may(
-            cursor, "INSERT INTO `gm2_received` (`messages`) SELECT 0{}"
+        counts = (_COUNT % "0").replace("WHERE", "WHERE FALSE AND")
+        # Rows that nobody takes away would be more and more.
+        self._keeps_received = (
+            self._may(cursor, "INSERT INTO `gm2_received` (`messages`) SELECT 0 FROM DUAL" + _NONE)
+            and self._may(cursor, "DELETE FROM `gm2_received`" + _NONE)
+            and self._may(cursor, counts)
         )
         # A table of Guerrilla SMTPd's own, without ours beside it.
-        self._counts_itself = not self._keeps_received and self._may(
-            cursor, (_COUNT % "0").replace("WHERE", "WHERE FALSE AND") + "{}", where=""
-        )
+        self._counts_itself = not self._keeps_received and self._may(cursor, counts)
 
     def _may_list(self, cursor: Any) -> bool:
         """Whether attachments can be listed; without the right to UPDATE what is there stays."""
-        select = f"{_INSERT_ATTACHMENTS} SELECT 0, 0, '', '', 0, ''{{}}"
+        select = f"{_INSERT_ATTACHMENTS} SELECT 0, 0, '', '', 0, '' FROM DUAL{_NONE}"
         self._again = _AGAIN if self._may(cursor, select + _AGAIN, quiet=True) else ""
         return bool(self._again) or self._may(cursor, select)
 
@@ -89,12 +96,10 @@ class Beside:
             self._warn_once(f"table {self._table} has no key on `hash`; attachments are not listed")
         return found
 
-    def _may(
-        self, cursor: Any, sql: str, where: str = " FROM DUAL WHERE FALSE", quiet: bool = False
-    ) -> bool:
-        """Whether the statement, with a condition that nothing fulfils, is carried out."""
+    def _may(self, cursor: Any, sql: str, quiet: bool = False) -> bool:
+        """Whether the statement, which has a condition that nothing fulfils, is carried out."""
         try:
-            cursor.execute(sql.format(where))
+            cursor.execute(sql)
         except pymysql.MySQLError as error:
             code = code_of(error)
             if code in LOST:
@@ -119,9 +124,12 @@ class Beside:
         # innodb_autoinc_lock_mode and auto_increment_increment by any promise.
         found = {letter.message.id: letter.reading.body.attachments for letter in letters}
         marks = ", ".join(["%s"] * len(found))
-        cursor.execute(
-            f"SELECT `mail_id`, `hash` FROM `{self._table}` WHERE `hash` IN ({marks})", [*found]
-        )
+        where, arguments = f"`hash` IN ({marks})", [*found]
+        if self._has_moments:  # so that not all partitions are looked into
+            dates = [date_of(letter.message.received_at) for letter in letters]
+            where += " AND `date` BETWEEN %s AND %s"
+            arguments += [min(dates), max(dates)]
+        cursor.execute(f"SELECT `mail_id`, `hash` FROM `{self._table}` WHERE {where}", arguments)
         values = [
             value
             for mail_id, message_id in cursor.fetchall()
@@ -142,6 +150,11 @@ class Beside:
                 return
             self._counted_at = now
         self.count(connection)
+
+    @property
+    def uncounted(self) -> int:
+        """How many messages the database has not been told of."""
+        return self._uncounted
 
     def count(self, connection: Any) -> None:
         """Tell the database of what it has not been told."""

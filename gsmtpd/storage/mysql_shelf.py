@@ -35,6 +35,7 @@ class MySQLShelf(SQLShelf):
     """The mail table of `link.database`."""
 
     step_seconds = 0.010
+    opened = 1
 
     def __init__(self, link: Link) -> None:
         super().__init__(link.database.table, "%s")

@@ -84,6 +84,7 @@ class MailTable:
     """
 
     def __init__(self, name: str, columns: Iterable[Column], room: int = 1 << 30) -> None:
+        self._name = name
         self._room = room
         found = {column.name: column for column in columns}
         foreign = [c for c in found.values() if c.needs_value and c.name not in COLUMNS]
@@ -93,8 +94,8 @@ class MailTable:
                     f"table {name}: column {column.name} has no default and is not one gsmtpd"
                     " fills; give it a default"
                 )
-        if "mail" not in found:
-            raise StoreError(f"table {name}: no column `mail`; it could not keep a message")
+        self._kinds = {column.name: column.kind for column in found.values()}
+        self.require(["mail"])
         texts = [name for name in TEXTS if name in found]
         numbers = [name for name in NUMBERS if name in found]
         self._literals = [_literal_for(found[name]) for name in texts]
@@ -108,6 +109,21 @@ class MailTable:
         filled = [*texts, *numbers, *(column.name for column in foreign), "mail"]
         names = ", ".join(f"`{name.replace('`', '``')}`" for name in filled)
         self._insert = f"INSERT INTO `{name}` ({names}) VALUES ".encode()
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Raises StoreError if a column is missing."""
+        for name in columns:
+            if name not in self._kinds:
+                raise StoreError(f"table {self._name} has no column `{name}`")
+
+    def has(self, *columns: str) -> bool:
+        """Whether it has all `columns`."""
+        return all(name in self._kinds for name in columns)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether `date` tells when a message was received, to the second."""
+        return self._kinds.get("date") in ("datetime", "timestamp")
 
     def values(self, row: Row) -> bytes:
         """`row` as the values of an INSERT, in parentheses."""

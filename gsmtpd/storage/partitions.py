@@ -153,10 +153,9 @@ class Partitions:
 
     def _add(self, found: list[Partition], now: float) -> float | None:
         """Add hours; None where there are enough."""
-        ends = self._lacking(found, now)
-        if not ends:
+        ends, last = self._lacking(found, now), found[-1]
+        if not ends and last.end is None:
             return None
-        last = found[-1]
         parts = ", ".join([*map(_one, ends), _ALL_LATER])
         if last.end is not None:
             self._alter(f"ADD PARTITION ({parts})")

@@ -170,7 +170,7 @@ class Sweep:
         batch = shelf.find(self._mark, self._before, rows, self._times.by_domain)
         due = batch.rows
         if self._times.by_domain:
-            due = [row for row in due if self._is_due(row.recipient, shelf.recipient_width)]
+            due = [row for row in due if self._is_due(row.recipient, shelf.recipient_width, dry)]
         done = _Done(len(batch.rows), len(due), 0.0)
         if due and not dry:
             done = _Done(len(batch.rows), *shelf.delete(due))
@@ -192,9 +192,10 @@ class Sweep:
             due = min(due, _second(first) + 1 + self.keep + grace + _GATHER)
         self.due = max(now, due)
 
-    def _is_due(self, recipient: str, width: int | None) -> bool:
+    def _is_due(self, recipient: str, width: int | None, dry: bool) -> bool:
         keep = self._times.of(recipient, width)
-        return keep is not None and keep <= self.keep
+        # What should have gone before goes now; but it was counted before.
+        return keep is not None and (keep == self.keep if dry else keep <= self.keep)
 
 
 class Retention:
@@ -217,6 +218,7 @@ class Retention:
         self._clock = clock
         self._pace = Pace(shelf.step_seconds)
         self._times: Times | None = None
+        self._opened = 0
         self._sweeps: list[Sweep] = []
 
     def step(self) -> float:
@@ -248,9 +250,10 @@ class Retention:
 
     def _fit(self) -> None:
         """Fit the times to the table, which may have been altered."""
-        times = self._wanted.fit(self._shelf.has_recipient)
-        if self._times is None or times.by_domain != self._times.by_domain:
-            self._times = times
+        times, opened = self._wanted.fit(self._shelf.has_recipient), self._shelf.opened
+        known = self._times is not None and times.by_domain == self._times.by_domain
+        if not known or opened != self._opened:
+            self._times, self._opened = times, opened
             self._sweeps = [Sweep(keep, times) for keep in times.distinct]
         if not self._sweeps and self._wanted.distinct:
             raise StoreError(

@@ -52,6 +52,9 @@ class Shelf(Protocol):
     step_seconds: float
     """How long a deletion may take: others may have to wait for it."""
 
+    opened: int
+    """How many tables it was so far, one after the other."""
+
     def ready(self) -> bool:
         """Learn what the table is like; False while another process looks after it.
 

@@ -6,12 +6,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
-from gsmtpd.message.row import COLUMNS, Message, RowMaker, date_of
+from gsmtpd.message.row import COLUMNS, Message, RowMaker
 from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError, StorePermissionError
-from gsmtpd.storage.dedupe import Copy
+from gsmtpd.storage.dedupe import MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
 
@@ -68,7 +68,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     """Make the tables that are missing: all of a new file, in an older one what came since."""
     made = statements("sqlite")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == len(made) and _has_all(connection):
+    if version >= len(made) and _has_all(connection):
         return
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -183,20 +183,18 @@ class SQLiteStore:
         self._health.well()
         return [Outcome.STORED] * len(letters)
 
-    def copies(self, content_hashes: Iterable[str], since: float) -> list[Copy]:
-        """The rows with one of `content_hashes`, received since then (Unix time in seconds).
+    def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
+        """All rows of the messages that may be one of `keys`, received since that Unix time.
 
         Raises StoreError.
         """
-        hashes = list(content_hashes)
-        marks = ", ".join("?" * len(hashes))
+        connection = self._connection()
         try:
-            rows = self._connection().execute(
-                "SELECT content_hash, return_path, recipient, hash FROM new_mail"
-                f" WHERE content_hash IN ({marks}) AND date >= ?",
-                (*hashes, date_of(since)),
-            )
-            return [Copy(*row) for row in rows]
+            found = connection.execute(*candidates("new_mail", "?", keys, since))
+            ids = [number for (number,) in found]
+            if not 0 < len(ids) <= MAX_CANDIDATES:
+                return []
+            return [Copy(*row) for row in connection.execute(rows_of("new_mail", "?", ids), ids)]
         except sqlite3.Error as error:
             raise store_error(self._path, error) from error
 

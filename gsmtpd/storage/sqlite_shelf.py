@@ -24,6 +24,7 @@ class SQLiteShelf(SQLShelf):
 
     def __init__(self, path: str) -> None:
         super().__init__("new_mail", "?")
+        self.opened = 0
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -39,6 +40,7 @@ class SQLiteShelf(SQLShelf):
         if self._connection is None or self._file != (status.st_dev, status.st_ino):
             self.close()
             self._connection = _open(self._path)
+            self.opened += 1
             self._file = (status.st_dev, status.st_ino)
             tables = {name for (name,) in self._ask("SELECT name FROM sqlite_master")}
             self._has_attachments = ATTACHMENTS in tables

@@ -156,7 +156,7 @@ class GroupCommitWriter:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
-        ended = not any(thread.is_alive() for thread in self._threads)
+        ended = not any(thread.is_alive() for thread in (*self._readers, *self._threads))
         if ended:
             self._store.close()
         return ended

@@ -348,16 +348,16 @@ def test_with_rights_on_the_mail_table_only_there_is_one_warning(
 
 
 @pytest.mark.parametrize(
-    "granted",
+    ("granted", "counted"),
     [
-        ["SELECT, INSERT, CREATE ON `{}`.*"],  # as the manual of the first version had it
-        ["SELECT, INSERT ON `{}`.*"],
-        ["SELECT, INSERT, UPDATE ON `{}`.*"],
-        ["ALL ON `{}`.*"],
+        (["SELECT, INSERT, CREATE ON `{}`.*"], 0),  # as the manual of the first version had it
+        (["SELECT, INSERT ON `{}`.*"], 0),  # rows that nobody may take away are not made
+        (["SELECT, INSERT, UPDATE ON `{}`.*"], 5),
+        (["ALL ON `{}`.*"], 5),
     ],
 )
 def test_the_rights_that_are_given_decide_what_is_kept(
-    make: Make, user: str, schema: str, sql: Sql, granted: list[str]
+    make: Make, user: str, schema: str, sql: Sql, granted: list[str], counted: int
 ) -> None:
     for each in granted:
         sql(f"GRANT {each.format(schema)} TO {user}@localhost")
@@ -365,7 +365,8 @@ def test_the_rights_that_are_given_decide_what_is_kept(
     messages = [with_files(f"{n}", recipients=["a", "b"]) for n in range(5)]
     assert write(store, *messages) == [STORED] * 5
     assert Counter(sql(LIST)) == wanted(*messages)
-    assert received(sql) == 5
+    store.close()
+    assert received(sql) == counted
 
 
 @pytest.mark.parametrize("table", ["mail_attachment", "gm2_received"])
