@@ -147,7 +147,7 @@ def test_whole_hours_go_with_partitions(mariadb: MariaDB, schema: str) -> None:
         box.grow_old()
     table.query(
         "ALTER TABLE new_mail DROP PRIMARY KEY, ADD PRIMARY KEY (mail_id, date) "
-        + clause(1_767_300_000)  # 2026-01-01 20:40
+        + clause(1_767_300_000, hours=2)  # from 2026-01-01 20:40 on
     )
     with Gsmtpd(merge(settings, {"store": {"keep": "1h"}})) as daemon:
         box = Mailbox(daemon, table)
