@@ -239,12 +239,23 @@ def purge(config: Config, times: Times, dry: bool) -> int:
     if config.store.backend == "sqlite":
         return purge_sqlite(config.store.sqlite.path, times, dry)
     if config.store.backend == "mysql":
-        deleted = purge_mysql(make_database(config), times, dry)
-        for chore in () if dry else _mysql_chores(config, times):
-            chore.step()
-            chore.close()
-        return deleted
+        if not dry:
+            _catch_up(config, times)
+        return purge_mysql(make_database(config), times, dry)
     raise StoreError("[store] backend = null keeps no mail; there is nothing to delete")
+
+
+def _catch_up(config: Config, times: Times) -> None:
+    """Count what has come; make hours ahead, and drop those that are over."""
+    link = Link(make_database(config))
+    # With the pause, in seconds, up to which there is more to do.
+    chores = [(counter_chore(link), 0.0)]
+    if config.store.mysql.partition == "hour":
+        chores.append((partitions_chore(link, times), 1.0))
+    for chore, most in chores:
+        while (pause := chore.step()) <= most:
+            time.sleep(pause)
+        chore.close()
 
 
 def _make_upkeep(config: Config) -> Upkeep | None:

@@ -157,3 +157,24 @@ def test_whole_hours_go_with_partitions(mariadb: MariaDB, schema: str) -> None:
         box.send("new@example.com")
         assert box.recipients() == ["new@example.com"]
         assert box.recipients("new_mail PARTITION (pmax)") == []
+
+
+def test_purge_looks_after_partitions_and_the_counter(mariadb: MariaDB, schema: str) -> None:
+    """As it must where each client has a process of its own, and no daemon runs."""
+    table = MySQLTable(mariadb, schema)
+    table.query(
+        "ALTER TABLE new_mail DROP PRIMARY KEY, ADD PRIMARY KEY (mail_id, date) "
+        + clause(1_767_300_000, hours=2)
+    )
+    for _ in range(3):
+        table.query("INSERT INTO gm2_received (messages) SELECT 1 FROM seq_1_to_700")
+    settings = mysql_store(mariadb, schema, partition="hour")
+    daemon = Gsmtpd(merge(SETTINGS, settings))  # which is not started
+    assert daemon.ctl("purge", "--older-than", "1h") == "deleted 0 mails\n"
+    daemon.close()
+    assert made_ahead(table)
+    oldest = "SELECT MIN(partition_description) FROM information_schema.partitions"
+    found = table.query(f"{oldest} WHERE table_schema = DATABASE()")
+    assert str(found[0][0]) > "'2026-01-02"
+    assert table.query("SELECT setting_value FROM gm2_setting") == [(2100,)]
+    assert table.query("SELECT COUNT(*) FROM gm2_received") == [(0,)]

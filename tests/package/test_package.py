@@ -31,8 +31,24 @@ MAIL_DB = "/var/lib/gsmtpd/mail.db"
 KEEP = "/var/lib/gsmtpd/keep"
 SEND = """
 import smtplib
+from email.message import EmailMessage
+mail = EmailMessage()
+mail["Subject"] = "a first one"
+mail.set_content("Grüße, see the file.", cte="base64")
+mail.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="invoice.pdf")
 with smtplib.SMTP("127.0.0.1") as client:
-    client.sendmail("a@example.org", "you@localhost", "Subject: a first one\\r\\n\\r\\n")
+    client.send_message(mail, "a@example.org", "you@localhost")
+"""
+GROW_OLD = """
+import sqlite3
+with sqlite3.connect("/var/lib/gsmtpd/mail.db") as mails:
+    mails.execute("UPDATE new_mail SET date = ?", ("2026-01-02 03:04:05",))
+"""
+SEND_HTML = """
+import smtplib
+with smtplib.SMTP("127.0.0.1") as client:
+    html = "Content-Type: text/html\\r\\n\\r\\n<p>See <b>this</b>&excl;<script>not this</script>"
+    client.sendmail("a@example.org", "you@localhost", html)
 """
 
 pytestmark = pytest.mark.timeout(900)
@@ -170,10 +186,12 @@ def test_build_on_a_bare_debian_12_makes_the_same_package(
         shutil.copytree(clone, root.path("/root/elsewhere"))
         # pip is to trust whom this machine trusts.
         settings = "TZ=Pacific/Auckland LC_ALL=C PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
+        status = "git -C elsewhere status --short --ignored"
+        uncommitted = root.do(status)
         said = root.do(f"{settings} elsewhere/scripts/build-deb", network=True)
         assert "apt install /root/elsewhere/gsmtpd.deb" in said
         assert root.path("/root/elsewhere/gsmtpd.deb").read_bytes() == deb.read_bytes()
-        assert root.do("git -C elsewhere status --short --ignored") == "!! gsmtpd.deb\n"
+        assert root.do(status) == uncommitted + "!! gsmtpd.deb\n"
 
 
 def test_lintian_finds_nothing(built: Path) -> None:
@@ -219,6 +237,17 @@ def test_bare_system(system: System, deb: Path) -> None:
         assert "is running" in root.do("/etc/init.d/gsmtpd status")
         root.do(f"python3 -c '{SEND}'")
         assert "a first one" in root.do("gsmtpctl list")
+        shown = root.do("gsmtpctl show 1")
+        assert "Grüße, see the file." in shown
+        assert "application/pdf" in shown
+        assert root.do("gsmtpctl show 1 --attachment 1 -o -") == "%PDF"
+        exported = root.do("gsmtpctl export -")
+        assert "Subject: a first one\n" in exported
+        assert exported.endswith("exported 1 mails\n")
+        assert root.do("gsmtpctl purge --older-than 30d") == "deleted 0 mails\n"
+        root.do(f"python3 -c '{GROW_OLD}'")
+        assert root.do("gsmtpctl purge --older-than 30d") == "deleted 1 mails\n"
+        assert "no mail yet" in root.do("gsmtpctl list")
         root.do("/etc/init.d/gsmtpd stop")
         assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 3)
 
@@ -236,6 +265,22 @@ def test_dbutils_of_debian_comes_first(system: System) -> None:
             assert system.release == "bookworm"
 
 
+def test_suggested_packages(root: Root) -> None:
+    """With Debian's versions of what debian/control suggests, and of the servers behind them."""
+    root.fetch("python3-lxml", "python3-pymemcache", "python3-redis", "memcached", "redis-server")
+    root.do("redis-server --daemonize yes && memcached -d -u nobody")
+    for number, backend in ((1, "redis"), (2, "memcached")):
+        env = f"GSMTPD_STORE_BODY_BACKEND={backend}"
+        assert "the configuration is good" in root.do(f"{env} gsmtpd -t")
+        root.do(f"{env} gsmtpd && python3 -c '{SEND_HTML}'")
+        row = f"SELECT body, mail_encoding, LENGTH(mail) FROM new_mail WHERE mail_id = {number}"
+        assert root.do(f"sqlite3 {MAIL_DB} '{row}'") == f"See this!\n|{backend}|0\n"
+        raw = root.do(f"{env} gsmtpctl show --raw {number}")
+        assert raw.startswith("Delivered-To: you@localhost\n")
+        assert "See <b>this</b>" in raw
+        root.do("gsmtpctl stop")
+
+
 def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
     """The five lines of gsmtpd.conf(5), the init script, and mail from inside."""
     start_mariadb(root)
@@ -243,7 +288,8 @@ def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
         """mariadb <<-EOF
         CREATE DATABASE gsmtpd CHARACTER SET utf8mb4;
         CREATE USER gsmtpd@localhost IDENTIFIED BY 'a password';
-        GRANT SELECT, INSERT, CREATE ON gsmtpd.* TO gsmtpd@localhost;
+        GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, CREATE VIEW, DROP, ALTER
+         ON gsmtpd.* TO gsmtpd@localhost;
         """
     )
     root.do(
@@ -262,10 +308,11 @@ def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
     root.do("/etc/init.d/gsmtpd start")  # once more does nothing
     send(root)
     rows = root.do(
-        "mariadb --skip-column-names -e 'SELECT recipient, subject FROM gsmtpd.new_mail'"
+        "mariadb --skip-column-names -e 'SELECT recipient, subject FROM gsmtpd.mail_inbox'"
     )
     assert rows == "you@example.com\ta test\n"
     assert "a test" in root.do("gsmtpctl list")
+    assert root.do("gsmtpctl purge --older-than 1h") == "deleted 0 mails\n"
     # A reload takes over the domains; a mistake is refused, and the old ones stay.
     configure(root, accept="example.net")
     root.do("/etc/init.d/gsmtpd reload")
@@ -575,7 +622,12 @@ def test_bash_completes(root: Root) -> None:
         "status",
         "stop",
     ]
-    assert root.do("bash complete.bash gsmtpctl show --").split() == ["--help", "--raw"]
+    assert root.do("bash complete.bash gsmtpctl purge --").split() == [
+        "--domain",
+        "--dry-run",
+        "--help",
+        "--older-than",
+    ]
     assert root.do("bash complete.bash gsmtpd -c /etc/gsm").split() == ["/etc/gsmtpd.conf"]
     assert "--inetd" in root.do("bash complete.bash gsmtpd --").split()
 
