@@ -12,6 +12,9 @@ from gsmtpd.message.row import Message, Reading
 
 _log = logging.getLogger(__name__)
 
+# Attachments that are listed of a mail, lest a thousand for a thousand recipients hold up others.
+LISTED = 100
+
 
 class Outcome(Enum):
     """What became of a message that was given to a store."""

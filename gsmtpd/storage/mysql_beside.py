@@ -15,7 +15,7 @@ import pymysql
 
 from gsmtpd.message.body import Attachment
 from gsmtpd.message.row import date_of
-from gsmtpd.storage.base import Letter
+from gsmtpd.storage.base import LISTED, Letter
 from gsmtpd.storage.literal import text_literal
 from gsmtpd.storage.mysql_connection import DENIED, LOST, code_of
 from gsmtpd.storage.mysql_table import MailTable
@@ -35,7 +35,6 @@ _COUNT = (
 _NONE = " WHERE FALSE"
 _COUNT_EVERY = 1.0  # seconds; the row is locked for a moment, and all writers want it
 _ROWS_AT_ONCE = 500
-_LISTED = 100  # attachments of a mail, lest a thousand for a thousand recipients hold up all others
 
 
 class Beside:
@@ -171,6 +170,6 @@ class Beside:
 
 
 def _values(mail_id: int, attachments: Sequence[Attachment]) -> Iterator[str]:
-    for position, each in enumerate(attachments[:_LISTED], 1):
+    for position, each in enumerate(attachments[:LISTED], 1):
         name, kind = text_literal(each.filename), text_literal(each.content_type)
         yield f"({mail_id},{position},{name},{kind},{each.size},'{each.sha256}')"

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from itertools import chain
 
 from gsmtpd.message.row import COLUMNS, Message, RowMaker
-from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError, StorePermissionError
+from gsmtpd.storage.base import (
+    LISTED,
+    Health,
+    Letter,
+    Outcome,
+    Result,
+    StoreError,
+    StorePermissionError,
+)
 from gsmtpd.storage.dedupe import MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
@@ -29,7 +37,6 @@ _COUNT = (
     "UPDATE gm2_setting SET setting_value = setting_value + ?"
     " WHERE setting_name = 'received_emails'"
 )
-_LISTED = 100  # attachments of a mail
 
 
 def connect(path: str, durable: bool = True) -> sqlite3.Connection:
@@ -234,7 +241,7 @@ class SQLiteStore:
         attached = (
             (position, *each, letter.message.id)
             for letter in letters
-            for position, each in enumerate(letter.reading.body.attachments[:_LISTED], 1)
+            for position, each in enumerate(letter.reading.body.attachments[:LISTED], 1)
         )
         try:
             connection.execute("BEGIN IMMEDIATE")
