@@ -30,7 +30,7 @@ from gsmtpd.storage.elsewhere import ElsewhereStore
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_link import Link
 from gsmtpd.storage.partitions import clause, partitions_chore
-from gsmtpd.storage.reader import MailReader
+from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.retention import (
     Times,
     mysql_chore,
@@ -86,10 +86,27 @@ def make_database(config: Config) -> Database:
 def make_reader(config: Config) -> MailReader:
     """A reader of the configured store. Raises StoreError."""
     if config.store.backend == "sqlite":
-        return sqlite.open_reader(config.store.sqlite.path, make_body_store(config))
+        return sqlite.open_reader(config.store.sqlite.path, _bodies(config))
     if config.store.backend == "mysql":
-        return mysql.open_reader(make_database(config), make_body_store(config))
+        return mysql.open_reader(make_database(config), _bodies(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
+
+
+def _bodies(config: Config) -> Bodies | None:
+    try:
+        return make_body_store(config)
+    except StoreError as error:
+        return _NoBodies(error)  # most mail may be read without
+
+
+class _NoBodies:
+    """In place of a body store whose library is missing."""
+
+    def __init__(self, error: StoreError) -> None:
+        self._error = error
+
+    def get(self, key: str) -> bytes | None:
+        raise self._error
 
 
 def schema(config: Config) -> list[str]:
@@ -113,7 +130,6 @@ def make_tables(config: Config) -> str:
 
 def check_store(config: Config) -> None:
     """Whether the configured store can be used now; makes nothing. Raises StoreError."""
-    make_body_store(config)
     if config.store.backend == "sqlite":
         sqlite.check(config.store.sqlite.path)
     elif config.store.backend == "mysql":
@@ -125,11 +141,10 @@ def check_store(config: Config) -> None:
 
 
 def prepare_store(config: Config) -> None:
-    """Look for what will not come by itself, before any fork, and make the mail file.
+    """Make the mail file before any fork: unlike a database server it will not come by itself.
 
     Raises StoreError.
     """
-    make_body_store(config)  # whose library may be missing
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
 

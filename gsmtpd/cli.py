@@ -207,6 +207,10 @@ def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config
     loaded = config.load(path, port=port, log_file=log, verbose=verbose)
     for secret in loaded.secret_files:
         privileges.check_secret(secret, _identity(loaded))
+    try:
+        app.make_body_store(loaded)  # whose library may be missing
+    except StoreError as error:
+        raise config.ConfigError(f"{loaded.path}: {error}") from error
     return loaded
 
 

@@ -15,7 +15,6 @@ _find = re.compile(
 ).findall
 _match_section = re.compile(r"([^*]++)\*([0-9]{1,3})(\*?)\Z").match
 _COMMENT = re.compile(r"\([^()]*+\)")  # RFC 2045 section 5.1 shows one behind a charset
-_PATH = re.compile(r".*[/\\]", re.DOTALL)
 
 
 def find_parameters(field: str) -> dict[str, str]:
@@ -64,7 +63,8 @@ def file_name(parameters: dict[str, str], name: str) -> str:
         text = _extended(sections)
     else:
         text = _plain(bare(parameters.get(name, "")))
-    return CONTROL.sub(" ", _PATH.sub("", text)).strip()
+    base = text[max(text.rfind("/"), text.rfind("\\")) + 1 :]
+    return CONTROL.sub(" ", base).strip()
 
 
 def _plain(octets: str) -> str:

@@ -218,6 +218,11 @@ class RowMaker:
         front = return_path_field(_reverse_path(message.envelope)) + self._trace(message)
         return packed.behind(front.encode())
 
+    @property
+    def marks_encoding(self) -> bool:
+        """Whether the column `body` tells how `mail` is to be read."""
+        return self._decode is not Decode.BODY
+
     def recipients(self, message: Message) -> list[str]:
         """The column `recipient` of its rows."""
         return [str(self._full(recipient)) for recipient in message.envelope.recipients]

@@ -114,6 +114,7 @@ class MySQLStore:
         self._statement_bytes = _STATEMENT_BYTES
         self._connector = Connector(database)
         self._beside = Beside(database.table, warn)
+        self._said_as_it_is = False
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
         self._pool = PooledDB(
@@ -152,8 +153,7 @@ class MySQLStore:
         table = self._table
         if table is None:
             return letter
-        made = list(map(table.values, self._rows.rows(message, letter.reading)))
-        return Letter(message, letter.reading, (table, made))
+        return letter._replace(form=(table, list(self._values(table, letter))))
 
     def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction."""
@@ -248,8 +248,23 @@ class MySQLStore:
         if letter.form is not None and letter.form[0] is table:
             made: list[bytes] = letter.form[1]
             return made
-        rows = self._rows.rows(letter.message, letter.reading, letter.held)
-        return map(table.values, rows)
+        reading, held = letter.reading, letter.held
+        if (held or reading.packed) and not self._can_say_how(table):
+            reading, held = reading._replace(packed=None), ""
+        return map(table.values, self._rows.rows(letter.message, reading, held))
+
+    def _can_say_how(self, table: MailTable) -> bool:
+        """Whether a row can tell its readers that `mail` is not the mail as it is."""
+        if table.has("mail_encoding") or (self._rows.marks_encoding and table.has("body")):
+            return True
+        if self._warn and not self._said_as_it_is:
+            self._said_as_it_is = True
+            _log.warning(
+                "mysql: table %s has no column mail_encoding, so mail is stored there as it is,"
+                " whatever compress and [[body]] say",
+                self._database.table,
+            )
+        return False
 
     def _settle(self, letters: Sequence[Letter], doubt: Ambiguous) -> list[Result]:
         """Find out whether an ambiguous COMMIT was carried out; if surely not, try once more."""

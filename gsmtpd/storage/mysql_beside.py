@@ -17,7 +17,7 @@ from gsmtpd.message.body import Attachment
 from gsmtpd.message.row import date_of
 from gsmtpd.storage.base import LISTED, Letter
 from gsmtpd.storage.literal import text_literal
-from gsmtpd.storage.mysql_connection import DENIED, LOST, code_of
+from gsmtpd.storage.mysql_connection import ALTERED, DENIED, LOST, code_of
 from gsmtpd.storage.mysql_table import MailTable
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Beside:
         self._warn = warn
         self._said: set[str] = set()
         self._has_moments = False
+        self._is_ours = False
         self._keeps_attachments = False
         self._again = _AGAIN
         self._keeps_received = False
@@ -59,6 +60,7 @@ class Beside:
     def look(self, cursor: Any, table: MailTable) -> None:
         """See which tables are there beside `table`, and may be written."""
         self._has_moments = table.has_moments
+        self._is_ours = table.has("mail_encoding")
         self._keeps_attachments = (
             table.has("mail_id", "hash") and self._may_list(cursor) and self._has_index(cursor)
         )
@@ -105,7 +107,12 @@ class Beside:
                 raise
             if code in DENIED and not quiet:
                 self._warn_once(f"{error.args[1]}; mail is stored without that")
-            return False  # for most, there is no such table, and none is asked for
+            elif self._is_ours and code in ALTERED:  # Guerrilla SMTPd's own has none beside it
+                self._warn_once(
+                    f"{error.args[1]}; mail is stored without that; make it by: gsmtpctl init-db"
+                    " --apply, then gsmtpctl reload"
+                )
+            return False
         return True
 
     def write(self, cursor: Any, letters: Sequence[Letter]) -> None:

@@ -147,7 +147,8 @@ class MailTable:
             pairs = zip(self._literals, texts, strict=True)
             quoted = ",".join([literal(text) for literal, text in pairs])
         numbers = self._numbers_format % self._pick_numbers(row)
-        return b"(%b,%b)" % ((quoted + numbers).encode(), bytes_literal(row.mail))
+        others = (quoted + numbers).removeprefix(",").encode()
+        return b"(%b%b%b)" % (others, b"," if others else b"", bytes_literal(row.mail))
 
     def inserts(self, values: Iterable[bytes], limit: int) -> Iterator[bytes]:
         """INSERT statements for all `values`, each below `limit` octets where one row allows it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -259,3 +261,18 @@ def test_the_counter_is_exact_whatever_is_killed(start: Start) -> None:
     assert len({row.hash for row in stored}) >= 500
     known = {row.hash for row in stored}
     assert {attempt.reply.id for attempt in ledger.acknowledged if attempt.reply} <= known
+
+
+@pytest.mark.parametrize("library", ["redis", "pymemcache"])
+def test_a_library_that_is_missing_is_a_mistake_in_the_configuration(library: str) -> None:
+    backend = {"redis": "redis", "pymemcache": "memcached"}[library]
+    missing = f"import sys\nsys.modules[{library!r}] = None"
+    with contextlib.closing(
+        Gsmtpd({"store": {"body": {"backend": backend}}}, before=missing)
+    ) as daemon:
+        for arguments in ([], ["-t"]):
+            done = subprocess.run(
+                [*daemon.command(), *arguments], capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 78
+            assert f"needs the Debian package python3-{library}" in done.stderr

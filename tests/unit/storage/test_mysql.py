@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from dbutils.steady_db import SteadyDBConnection
 
-from gsmtpd.message.row import COLUMNS, Message, RowMaker
+from gsmtpd.message.row import COLUMNS, Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.session import Envelope
 from gsmtpd.storage.base import Outcome, StoreError, StorePermissionError
@@ -50,7 +51,8 @@ def make(mariadb: MariaDB, schema: str) -> Iterator[Make]:
     def store(user: str = "root", password: str = "", **options: object) -> MySQLStore:
         host = Host("localhost", unix_socket=str(mariadb.socket))
         database = Database((host,), user, password, schema)
-        made.append(MySQLStore(database, ROWS, **({"connections": 2} | options)))  # type: ignore[arg-type]
+        rows = options.pop("rows", ROWS)
+        made.append(MySQLStore(database, rows, **({"connections": 2} | options)))  # type: ignore[arg-type]
         return made[-1]
 
     yield store
@@ -229,6 +231,35 @@ def test_a_table_that_is_only_a_part(store, sql) -> None:
         sql(f"ALTER TABLE new_mail DROP COLUMN {name}")
     assert write(store, message(1, HARD)) == [STORED]
     assert sql("SELECT COUNT(*) FROM new_mail") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["mail blob", "mail_id int auto_increment primary key, mail blob", "mail blob, size int"],
+)
+def test_a_table_with_next_to_nothing(store, sql, columns: str) -> None:
+    sql("DROP TABLE new_mail")
+    sql(f"CREATE TABLE new_mail ({columns})")
+    assert write(store, message(1, b"x\r\n")) == [STORED]
+    assert sql("SELECT mail FROM new_mail")[0][0].endswith(b"x\r\n")
+
+
+@pytest.mark.parametrize("decode", [*Decode])
+def test_a_table_that_cannot_say_that_mail_is_compressed(make, sql, caplog, decode) -> None:
+    """Guerrilla SMTPd 2 said it in `body`; where that has the text, mail is stored as it is."""
+    replace_table(sql, ORIGINAL, "utf8mb3")
+    store = make(rows=RowMaker("mx.example.com", decode=decode, compress=6))
+    content = b"\r\n" + b"Words, words, words.\r\n" * 100
+    for number in range(2):  # the first is made without knowing the table
+        assert write(store, message(number, content)) == [STORED]
+    for body, mail in sql("SELECT body, mail FROM new_mail"):
+        if decode is Decode.BODY:
+            assert mail.endswith(content)
+        else:
+            assert body == "gzencode"
+            assert zlib.decompress(mail).endswith(content)
+    warned = [record for record in caplog.records if "no column mail_encoding" in record.message]
+    assert len(warned) == (decode is Decode.BODY)
 
 
 @pytest.mark.parametrize("charset", ["latin1", "latin2", "cp1251", "gbk"])
