@@ -288,8 +288,8 @@ def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
         """mariadb <<-EOF
         CREATE DATABASE gsmtpd CHARACTER SET utf8mb4;
         CREATE USER gsmtpd@localhost IDENTIFIED BY 'a password';
-        GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, CREATE VIEW, DROP, ALTER
-         ON gsmtpd.* TO gsmtpd@localhost;
+        GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, CREATE VIEW, DROP, ALTER,
+         LOCK TABLES ON gsmtpd.* TO gsmtpd@localhost;
         """
     )
     root.do(

@@ -98,8 +98,8 @@ def database(booted: SystemdRoot) -> str:
     booted.do(
         f"""{client} -e "CREATE DATABASE gsmtpd CHARACTER SET utf8mb4;
         CREATE USER gsmtpd@localhost IDENTIFIED BY 'a password';
-        GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, CREATE VIEW, DROP, ALTER
-         ON gsmtpd.* TO gsmtpd@localhost" """
+        GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, CREATE VIEW, DROP, ALTER,
+         LOCK TABLES ON gsmtpd.* TO gsmtpd@localhost" """
     )
     booted.do(f"echo 'a password' > {PASSWORD} && chown root:gsmtpd {PASSWORD}")
     booted.do(f"chmod 640 {PASSWORD}")
