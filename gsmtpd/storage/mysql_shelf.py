@@ -92,6 +92,17 @@ class MySQLShelf(SQLShelf):
             seconds = time.perf_counter() - began
         return Deleted(deleted, seconds)
 
+    def pressure(self) -> float:
+        """How full MariaDB's redo log is. When it is, all wait until pages are on the disk."""
+        found = {
+            str(name): int(value)
+            for name, value in self._ask(
+                "SHOW GLOBAL STATUS WHERE Variable_name IN"
+                " ('Innodb_checkpoint_age', 'Innodb_checkpoint_max_age')"
+            )
+        }
+        return found.get("Innodb_checkpoint_age", 0) / found.get("Innodb_checkpoint_max_age", 1)
+
     @property
     def _known(self) -> _Layout:
         assert self._layout is not None, "ready() comes first"

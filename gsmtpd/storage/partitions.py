@@ -18,12 +18,12 @@ from typing import NamedTuple
 import pymysql
 
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.mysql_connection import RETRY, code_of
+from gsmtpd.storage.mysql_connection import DENIED, RETRY, code_of
 from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.retention import LATE, Times
 from gsmtpd.storage.shelf import ATTACHMENTS
-from gsmtpd.storage.upkeep import Chore, Complaints
+from gsmtpd.storage.upkeep import NOT_OURS, Chore, Complaints
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Partitions:
     def step(self) -> float:
         """One change; seconds until the next. Raises StoreError and pymysql.err.Error."""
         if not self._link.alone():
-            return _LONGEST_SLEEP / 10
+            return NOT_OURS
         now = self._clock()
         found = self._read()
         try:
@@ -272,6 +272,8 @@ class Partitions:
         except pymysql.MySQLError as error:
             if code_of(error) in RETRY:
                 raise InUseError from error
+            if code_of(error) in DENIED:
+                raise StoreError(f"{error.args[1]}; GRANT LOCK TABLES") from error
             raise
         try:
             yield

@@ -22,7 +22,7 @@ from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.shelf import BEGINNING, Mark, Shelf
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
-from gsmtpd.storage.upkeep import AFTER_TROUBLE, Chore, Complaints
+from gsmtpd.storage.upkeep import AFTER_TROUBLE, NOT_OURS, Chore, Complaints
 
 LATE = 120.0  # seconds; by then mail that was received is committed or never will be
 GRACE = 7200.0  # seconds that the end of an hour's partition is waited for before rows are deleted
@@ -32,6 +32,9 @@ _LOOK_BACK = 60.0  # seconds between two looks at what was committed late
 _WHOLE_AGAIN = 3600.0  # seconds between two ways through the whole table at least
 _WINDOW = 5.0  # seconds over which intake and deletion are compared
 _REST = 4.0  # times as long as the step
+_HIGH = 0.75  # of `Shelf.pressure`: beyond, rests are longer still, whatever is behind
+_MORE_REST = 4.0
+_FEEL = 1.0  # seconds between two looks at that
 _LONGEST_REST = 5.0
 _LEAST, _MOST = 10, 500  # rows of a step
 _TRIES = 20
@@ -99,6 +102,8 @@ class Pace:
         self._factor = _REST
         self._window: tuple[float, int] | None = None  # when it began, the newest mail then
         self._seen = 0
+        self._is_high = False
+        self._felt = 0.0
 
     def idle(self) -> None:
         """Nothing is left to do: no need to hurry."""
@@ -126,9 +131,16 @@ class Pace:
                 self._factor = min(_REST, self._factor + 1)
             self._window, self._seen = (now, newest), 0
 
+    def feel(self, shelf: Shelf) -> None:
+        """See whether the server can hardly follow."""
+        now = time.monotonic()
+        if not self._felt or now > self._felt + _FEEL:
+            self._is_high, self._felt = shelf.pressure() > _HIGH, now
+
     def rest(self, seconds: float) -> float:
         """Seconds to rest behind a step that took so long."""
-        return min(seconds * self._factor, _LONGEST_REST)
+        factor = _REST * _MORE_REST if self._is_high else self._factor
+        return min(seconds * factor, _LONGEST_REST)
 
 
 class _Done(NamedTuple):
@@ -224,7 +236,7 @@ class Retention:
     def step(self) -> float:
         """One step; seconds until the next. Raises StoreError and the driver's errors."""
         if not self._shelf.ready():
-            return _LONGEST_SLEEP
+            return NOT_OURS
         self._fit()
         now = self._clock()
         if not self._sweeps:
@@ -246,6 +258,7 @@ class Retention:
         self.deleted += done.deleted
         self._pace.took(done.deleted, done.seconds)
         self._pace.look(done.seen, now, self._shelf, len(self._sweeps))
+        self._pace.feel(self._shelf)
         return self._pace.rest(time.perf_counter() - began)
 
     def _fit(self) -> None:
@@ -375,6 +388,7 @@ def _purge_one(
         began = time.perf_counter()
         done = _patient(shelf, sweep, _MOST if dry else pace.rows, dry)
         pace.took(done.deleted, done.seconds)
+        pace.feel(shelf)
         deleted += done.deleted
         progress(deleted)
         if not dry and sweep.is_under_way:

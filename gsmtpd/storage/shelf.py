@@ -85,6 +85,9 @@ class Shelf(Protocol):
     def newest(self) -> int:
         """The highest mail_id, 0 without mail."""
 
+    def pressure(self) -> float:
+        """How near the server is to making all writers wait: 0 far, 1 there. May be unknown: 0."""
+
 
 class SQLShelf:
     """What MySQL and SQLite have in common. sign: of the driver for a parameter."""
@@ -137,6 +140,10 @@ class SQLShelf:
     def newest(self) -> int:
         """The highest mail_id, 0 without mail."""
         return int(self._ask(f"SELECT MAX(`mail_id`) FROM `{self._table}`")[0][0] or 0)
+
+    def pressure(self) -> float:
+        """Unknown."""
+        return 0.0
 
     def _among(self, ids: Sequence[int]) -> str:
         return f"`mail_id` IN ({', '.join([self._sign] * len(ids))})"

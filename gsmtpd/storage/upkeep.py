@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 AFTER_DENIED = 600.0  # seconds until a chore is tried again: somebody must GRANT first
 AFTER_TROUBLE = 60.0
+NOT_OURS = 10.0  # seconds until it is asked again whether another process has left a chore to us
 _AFTER_EXCEPTION = 60.0
 
 
