@@ -32,8 +32,7 @@ _LOOK_BACK = 60.0  # seconds between two looks at what was committed late
 _WHOLE_AGAIN = 3600.0  # seconds between two ways through the whole table at least
 _WINDOW = 5.0  # seconds over which intake and deletion are compared
 _REST = 4.0  # times as long as the step
-_HIGH = 0.75  # of `Shelf.pressure`: beyond, rests are longer still, whatever is behind
-_MORE_REST = 4.0
+_HIGH = 0.9  # of `Shelf.pressure`: beyond, there is no hurry, whatever is behind
 _FEEL = 1.0  # seconds between two looks at that
 _LONGEST_REST = 5.0
 _LEAST, _MOST = 10, 500  # rows of a step
@@ -139,7 +138,7 @@ class Pace:
 
     def rest(self, seconds: float) -> float:
         """Seconds to rest behind a step that took so long."""
-        factor = _REST * _MORE_REST if self._is_high else self._factor
+        factor = _REST if self._is_high else self._factor
         return min(seconds * factor, _LONGEST_REST)
 
 
