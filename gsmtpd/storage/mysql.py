@@ -344,8 +344,8 @@ class MySQLStore:
             if letter.reading.body != NOTHING:
                 # What is told of a message must not cost it.
                 _log.warning(
-                    "mysql: message %s refused: %s; it is tried without its text and the list of"
-                    " its attachments",
+                    "mysql: message %s is not taken: %s; trying it without its text and the list"
+                    " of its attachments",
                     letter.message.id,
                     explain(error, self._database),
                 )

@@ -31,8 +31,12 @@ _GATHER = 5.0  # seconds' worth of old mail that is worth a look
 _LOOK_BACK = 60.0  # seconds between two looks at what was committed late
 _WHOLE_AGAIN = 3600.0  # seconds between two ways through the whole table at least
 _WINDOW = 5.0  # seconds over which intake and deletion are compared
-_REST = 4.0  # times as long as the step
-_HIGH = 0.9  # of `Shelf.pressure`: beyond, there is no hurry, whatever is behind
+# The rest behind a step is so many times as long. Rows that take long (0.4 ms each in a table of
+# several times MariaDB's buffer pool) come from the disk, and as many pages go there later, which
+# is what commits wait for.
+_REST, _MOST_REST = 4.0, 10.0
+_REST_EACH = 25000.0  # by the second that a row takes
+_HIGH = 0.97  # of `Shelf.pressure`: beyond, there is no hurry, whatever is behind
 _FEEL = 1.0  # seconds between two looks at that
 _LONGEST_REST = 5.0
 _LEAST, _MOST = 10, 500  # rows of a step
@@ -98,7 +102,8 @@ class Pace:
     def __init__(self, step_seconds: float) -> None:
         self.rows = 200
         self._step_seconds = step_seconds
-        self._factor = _REST
+        self._each = 0.0  # seconds that a row takes, about
+        self._ease = 1.0  # share of a full rest, less where the purge falls behind
         self._window: tuple[float, int] | None = None  # when it began, the newest mail then
         self._seen = 0
         self._is_high = False
@@ -107,7 +112,7 @@ class Pace:
     def idle(self) -> None:
         """Nothing is left to do: no need to hurry."""
         self._window = None
-        self._factor = min(_REST, self._factor + 1)
+        self._calm_down()
 
     def took(self, rows: int, seconds: float) -> None:
         """A deletion of `rows` took so long."""
@@ -115,6 +120,7 @@ class Pace:
             fit = self.rows * self._step_seconds / max(seconds, 1e-4) * (rows / self.rows)
             # Slowly up, at once down.
             self.rows = int(min(max(fit, _LEAST), self.rows * 1.2 + 1, _MOST))
+            self._each += (seconds / rows - self._each) / 10
 
     def look(self, seen: int, now: float, shelf: Shelf, ways: int) -> None:
         """`seen` rows more were looked at on one of so many `ways` through the table."""
@@ -123,12 +129,20 @@ class Pace:
             self._window, self._seen = (now, shelf.newest()), 0
         elif not 0 <= now - self._window[0] < _WINDOW:
             newest = shelf.newest()
-            came = (newest - self._window[1]) * ways
-            if came > self._seen:
-                self._factor = self._factor / 2 if self._factor > 0.1 else 0.0
-            elif came < self._seen / 2:
-                self._factor = min(_REST, self._factor + 1)
+            self._compare((newest - self._window[1]) * ways)
             self._window, self._seen = (now, newest), 0
+
+    def _compare(self, came: int) -> None:
+        """`came` rows came in while `_seen` were looked at."""
+        if came * 1.1 > self._seen:
+            self._ease *= 0.5 if came > 2 * self._seen else 0.8
+            if self._ease < 0.02:
+                self._ease = 0.0
+        elif came * 1.5 < self._seen:
+            self._calm_down()
+
+    def _calm_down(self) -> None:
+        self._ease = min(1.0, self._ease * 1.25 + 0.02)
 
     def feel(self, shelf: Shelf) -> None:
         """See whether the server can hardly follow."""
@@ -138,8 +152,8 @@ class Pace:
 
     def rest(self, seconds: float) -> float:
         """Seconds to rest behind a step that took so long."""
-        factor = _REST if self._is_high else self._factor
-        return min(seconds * factor, _LONGEST_REST)
+        full = min(max(_REST, self._each * _REST_EACH), _MOST_REST)
+        return min(seconds * full * (1.0 if self._is_high else self._ease), _LONGEST_REST)
 
 
 class _Done(NamedTuple):

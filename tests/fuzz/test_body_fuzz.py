@@ -399,7 +399,9 @@ def test_where_python_finds_no_defect_the_octets_are_the_same(content: bytes) ->
         expected.append(None if is_message else part.get_payload(decode=True))
     # Decoding finds defects, too.
     assume(all(is_plain(part) and not part.defects for part in everything(message)))
-    found = [payload(content, part) for part in read_parts(content)]
+    parts = read_parts(content)
+    assume(not any(part.kind.startswith("multipart/") for part in parts))  # behind our limits
+    found = [payload(content, part) for part in parts]
     # Of delimiters that follow each other at once Python makes one; we, empty parts.
     found = [data for data in found if data]
     expected = [data for data in expected if data != b""]
