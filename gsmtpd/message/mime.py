@@ -190,7 +190,8 @@ def _field(body: bytes) -> str:
 
 # ---- transfer encodings ------------------------------------------------------------------------
 
-_find_uu_begin = re.compile(rb"^begin [0-7]++ [^\n]*+(?:\n|\Z)", re.MULTILINE).search
+_match_uu_begin = re.compile(rb"begin [0-7]++ [^\n]*+(?:\n|\Z)").match
+_MAX_BEGINS = 1000  # that are none
 _UUENCODED = ("x-uuencode", "uuencode", "x-uue", "uue")
 _LONGEST = 4  # encoded octets for one, at most: "=3D", and soft line ends between
 
@@ -224,7 +225,7 @@ def _base64(octets: bytes) -> bytes:
 
 def _uudecoded(octets: bytes) -> bytes:
     """`octets` as they stand where nothing is uuencoded in them."""
-    begin = _find_uu_begin(octets)
+    begin = _uu_begin(octets)
     if begin is None:
         return octets
     found: list[bytes] = []
@@ -236,6 +237,18 @@ def _uudecoded(octets: bytes) -> bytes:
         if line:  # a2b_uu() makes 32 octets of an empty one
             found.append(_uudecoded_line(line))
     return b"".join(found)
+
+
+def _uu_begin(octets: bytes) -> re.Match[bytes] | None:
+    """The first line of what is uuencoded."""
+    at = 0 if octets.startswith(b"begin ") else octets.find(b"\nbegin ") + 1
+    for _ in range(_MAX_BEGINS):
+        begin = _match_uu_begin(octets, at)
+        following = octets.find(b"\nbegin ", at)
+        if begin is not None or following < 0:
+            return begin
+        at = following + 1
+    return None
 
 
 def _uudecoded_line(line: bytes) -> bytes:
