@@ -348,7 +348,7 @@ def test_mail_comes_in_while_hours_come_and_go(
             hourly.settle()
     assert errors == []
     ids = [number for (number,) in hourly.sql("SELECT mail_id FROM new_mail")]
-    assert len(ids) == len({*ids}) > 100
+    assert len(ids) == len({*ids}) > 10
     assert hourly.count("pmax") == 0
 
 
@@ -364,7 +364,7 @@ def test_a_long_reader_keeps_hours_from_going_but_no_mail_from_coming(
         with mail_comes_in(mariadb, schema, lambda: hourly.now) as errors:
             hourly.settle()
         assert old in hourly.ids()
-        assert len(hourly.ids()) > 100
+        assert len(hourly.ids()) > 10
         assert errors == []
         (record,) = caplog.records
         assert "in use all the time" in record.getMessage()
