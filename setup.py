@@ -30,11 +30,13 @@ setup(
         "python-daemon>=2.3",
     ],
     extras_require={
+        "dnsbl": ["dnspython>=2.3"],
         "html": ["lxml>=4.9"],
         "memcached": ["pymemcache>=3.5"],
         "redis": ["redis>=4.3"],
         "test": [
             "aiosmtpd==1.4.6",
+            "dnspython==2.9.2",
             "hypothesis==6.170.15",
             "lxml==6.1.3",
             "mypy==2.4.1",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from gsmtpd.app_policy import make_lookups, query_threads
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.metrics import Counters
-from gsmtpd.policy.domains import DomainPolicy
+from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
@@ -140,6 +141,29 @@ def check_store(config: Config) -> None:
             store.close()
 
 
+def check_queries(config: Config) -> None:
+    """Whether the configured SQL can be asked now. Raises StoreError."""
+    if config.store.backend == "sqlite" and not os.path.exists(config.store.sqlite.path):
+        return  # it is made at the start
+    database = make_database_store(config)
+    if database is None:
+        return
+    try:
+        if config.domains.query:
+            _check_query("domains", database.query(config.domains.query))
+        if config.recipients.query:
+            _check_query("recipients", database.query(config.recipients.query))
+    finally:
+        database.close()
+
+
+def _check_query(section: str, finds: Callable[[str], bool]) -> None:
+    try:
+        finds("nobody@example.com")
+    except StoreError as error:
+        raise StoreError(f"[{section}] query: {error}") from error
+
+
 def prepare_store(config: Config) -> None:
     """Make the mail file before any fork: unlike a database server it will not come by itself.
 
@@ -159,6 +183,7 @@ def settle_store(config: Config) -> None:
 def make_engine(
     config: Config,
     listeners: Sequence[Listener],
+    policy: PolicyFiles,
     counters: Counters,
     rows: range,
     logs: Logs,
@@ -166,11 +191,13 @@ def make_engine(
 ) -> Engine:
     """All that serves clients in one process. rows: of `counters`, one for each SMTP thread.
 
-    first: whether it is the one of several processes that warns of what concerns all.
-    Without listeners there is one server for clients that are accepted elsewhere.
+    policy: see make_policy. first: whether it is the one of several processes that warns of what
+    concerns all. Without listeners there is one server for clients that are accepted elsewhere.
     """
     servers: list[SMTPServer] = []
-    writer = _make_writer(config, servers, first)
+    database = make_database_store(config, partial(_limit_size, servers, first), first)
+    writer = _make_writer(config, database)
+    lookups = make_lookups(config, database)
     pool = SMTPThreadPool(
         [SMTPThread(f"smtp-{row}", counters.row(row), logs.mail_log()) for row in rows]
     )
@@ -181,14 +208,14 @@ def make_engine(
         max_recipients=limits.max_recipients,
         reject_bare_newline=limits.bare_newline == "reject",
     )
-    policy = DomainPolicy(config.domains.accept)
     limit = Limits(limits.max_clients, limits.timeout, limits.session_timeout)
     new_id = id_maker(time.time())
     for held in [listener.socket for listener in listeners] if listeners else [None]:
-        servers.append(SMTPServer(held, pool, rules, limit, policy, writer, new_id, counters))
+        server = SMTPServer(held, pool, rules, limit, policy, lookups, writer, new_id, counters)
+        servers.append(server)
     # Where clients are accepted elsewhere, each has a process: that is no place for upkeep.
-    upkeep = _make_upkeep(config) if first and listeners else None
-    return Engine(servers, pool, writer, upkeep)
+    upkeep = _make_upkeep(config, policy, first) if listeners else []
+    return Engine(servers, pool, writer, lookups, upkeep)
 
 
 def make_store(
@@ -201,21 +228,39 @@ def make_store(
 
     on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts.
     """
+    database = make_database_store(config, on_capacity, warn)
+    if database is None:
+        raise StoreError("[store] backend = null keeps no mail")
+    return _with_more(config, database, dedupe)
+
+
+def make_database_store(
+    config: Config,
+    on_capacity: mysql.OnCapacity = lambda size: None,
+    warn: bool = False,
+) -> sqlite.SQLiteStore | mysql.MySQLStore | None:
+    """The configured database alone, not connected yet; None for null."""
     chosen = config.store
     rows = _row_maker(config)
     durable = chosen.durability == "strict"
-    made: sqlite.SQLiteStore | mysql.MySQLStore
     if chosen.backend == "sqlite":
-        made = sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
-    elif chosen.backend == "mysql":
+        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
+    if chosen.backend == "mysql":
         database, connections = make_database(config), chosen.mysql.connections
-        made = mysql.MySQLStore(database, rows, connections, warn, durable, on_capacity)
-    else:
-        raise StoreError("[store] backend = null keeps no mail")
+        lookups = query_threads(config)
+        return mysql.MySQLStore(database, rows, connections, warn, durable, on_capacity, lookups)
+    return None
+
+
+def _with_more(
+    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore, dedupe: bool = True
+) -> Store:
+    """The store of `database` and of what else is configured."""
+    rows = _row_maker(config)
     bodies = make_body_store(config)
-    store: Store = made if bodies is None else ElsewhereStore(made, bodies, rows)
-    if dedupe and chosen.dedupe_window is not None:
-        store = DedupingStore(store, made, chosen.dedupe_window, rows.recipients)
+    store: Store = database if bodies is None else ElsewhereStore(database, bodies, rows)
+    if dedupe and config.store.dedupe_window is not None:
+        store = DedupingStore(store, database, config.store.dedupe_window, rows.recipients)
     return store
 
 
@@ -229,12 +274,12 @@ def make_body_store(config: Config) -> BodyStore | None:
 
 
 def _make_writer(
-    config: Config, servers: Sequence[SMTPServer], first: bool
+    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore | None
 ) -> GroupCommitWriter | None:
-    chosen = config.store
-    if chosen.backend == "null":
+    if database is None:
         return None
-    store = make_store(config, partial(_limit_size, servers, first), warn=first)
+    chosen = config.store
+    store = _with_more(config, database)
     threads = 1 if chosen.backend == "sqlite" else chosen.mysql.connections
     if _level(config) is None:
         return GroupCommitWriter(store, threads)
@@ -273,15 +318,20 @@ def _catch_up(config: Config, times: Times) -> None:
         chore.close()
 
 
-def _make_upkeep(config: Config) -> Upkeep | None:
-    """What looks after the configured store; None where there is nothing to do."""
+def _make_upkeep(config: Config, policy: PolicyFiles, first: bool) -> list[Upkeep]:
+    """What looks after the files of `policy`, and in the first process after the store."""
+    made = [Upkeep([PolicyUpkeep(policy)], name="lists")] if policy.paths else []
+    chores = _store_chores(config) if first else []
+    return [*made, Upkeep(chores)] if chores else made
+
+
+def _store_chores(config: Config) -> list[Chore]:
     times = keep_times(config)
-    chores: list[Chore] = []
+    if config.store.backend == "mysql":
+        return _mysql_chores(config, times)
     if config.store.backend == "sqlite" and times.distinct:
-        chores.append(sqlite_chore(config.store.sqlite.path, times))
-    elif config.store.backend == "mysql":
-        chores += _mysql_chores(config, times)
-    return Upkeep(chores) if chores else None
+        return [sqlite_chore(config.store.sqlite.path, times)]
+    return []
 
 
 def _mysql_chores(config: Config, times: Times) -> list[Chore]:

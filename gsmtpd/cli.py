@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from gsmtpd import __version__, app, config, daemon, privileges, worker
+from gsmtpd import __version__, app, app_policy, config, daemon, privileges, worker
 from gsmtpd.logs import SYSLOG, LogError, Logs, SysLog
 from gsmtpd.master import Master
 from gsmtpd.metrics import Counters
+from gsmtpd.policy.files import PolicyFiles
+from gsmtpd.policy.lists import ListError
 from gsmtpd.server.listeners import Listener, ListenError, adopt_passed, open_listeners
 from gsmtpd.server.stdio import StdioClient, StdioError
 from gsmtpd.smtp import reply
@@ -131,6 +133,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _serve_one(chosen: config.Config, client: StdioClient) -> int:
     _become(_intended(chosen))
+    policy = make_policy(chosen)
     logs = _prepare(chosen, client.log_to_stderr)
     logs.install()
     if not client.log_to_stderr:  # else they were said there
@@ -139,7 +142,7 @@ def _serve_one(chosen: config.Config, client: StdioClient) -> int:
     counters = Counters()
     rows = counters.take(app.threads(chosen))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    engine = app.make_engine(chosen, [], counters, rows, logs, first=True)
+    engine = app.make_engine(chosen, [], policy, counters, rows, logs, first=True)
     worker.run_one(engine, client, logs)
     return EX_OK
 
@@ -194,9 +197,11 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     _become(identity)
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
+    make_policy(chosen)
     print(f"{chosen.path}: the configuration is good")
     try:
         app.check_store(chosen)
+        app.check_queries(chosen)
     except StoreError as error:
         print(f"gsmtpd: warning: store: {error}", file=sys.stderr)
     return EX_OK
@@ -208,10 +213,20 @@ def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config
     for secret in loaded.secret_files:
         privileges.check_secret(secret, _identity(loaded))
     try:
-        app.make_body_store(loaded)  # whose library may be missing
+        # Whose libraries may be missing.
+        app.make_body_store(loaded)
+        app_policy.make_blocklists(loaded)
     except StoreError as error:
         raise config.ConfigError(f"{loaded.path}: {error}") from error
     return loaded
+
+
+def make_policy(chosen: config.Config) -> PolicyFiles:
+    """Who may receive, from whom. Raises Stop for a mistake in the file of a list."""
+    try:
+        return app_policy.make_policy(chosen)
+    except ListError as error:
+        raise Stop(EX_CONFIG, "\ngsmtpd: ".join(error.problems)) from error
 
 
 def _identity(chosen: config.Config) -> privileges.Identity:
@@ -257,7 +272,8 @@ def _setup(
     foreground: bool,
 ) -> Setup:
     """What the first workers are made from, its logs in use. Raises Stop."""
-    setup = Setup(chosen, listeners, _prepare(chosen, foreground))
+    policy = make_policy(chosen)
+    setup = Setup(chosen, listeners, _prepare(chosen, foreground), policy)
     setup.logs.install()
     # A log that cannot be written is complained of on stderr, and soon that is nobody's.
     _log.info("gsmtpd %s starts", __version__)

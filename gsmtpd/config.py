@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ from gsmtpd.config_checks import (
     Validator,
     host_name,
     optional_path,
-    printable,
-    shown,
     written,
 )
 from gsmtpd.config_file import (
@@ -44,11 +42,28 @@ from gsmtpd.config_file import (
     settings,
     settle,
 )
+from gsmtpd.config_types import (
+    BodyConfig,
+    ClientsConfig,
+    Config,
+    ContentConfig,
+    DomainsConfig,
+    LimitsConfig,
+    ListenerConfig,
+    LogConfig,
+    MySQLConfig,
+    RecipientsConfig,
+    ServerConfig,
+    SQLiteConfig,
+    StoreConfig,
+)
+from gsmtpd.wording import printable, shown
 
 __all__ = [
-    "Address", "BodyAddress", "BodyConfig", "Config", "ConfigError", "ContentConfig",
-    "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig", "LogConfig", "MySQLConfig",
-    "MySQLHost", "SQLiteConfig", "ServerConfig", "StoreConfig", "control_socket", "dump", "load",
+    "Address", "BodyAddress", "BodyConfig", "ClientsConfig", "Config", "ConfigError",
+    "ContentConfig", "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig", "LogConfig",
+    "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
+    "StoreConfig", "control_socket", "dump", "load",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -58,128 +73,6 @@ NOT_SETTINGS = ("GSMTPD_TEST_", "GSMTPD_RUN_")  # variables of scripts/, not of 
 
 _LISTENER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FIELDS = {"address": "addresses", "host": "hosts"}  # keys that hold a list
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """[server]; processes and threads are None for auto."""
-
-    host_name: str
-    processes: int | None
-    threads: int | None
-    user: str
-    group: str
-    pid_file: str
-    control_socket: str
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerConfig:
-    """A [[name]] in [listen]."""
-
-    name: str
-    addresses: tuple[Address, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DomainsConfig:
-    """[domains]: names in lower case and A-labels, address literals in canonical form."""
-
-    accept: tuple[str, ...]
-    primary_domain: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LimitsConfig:
-    """[limits]: bytes and seconds."""
-
-    max_size: int
-    max_clients: int
-    max_recipients: int
-    timeout: float
-    session_timeout: float
-    bare_newline: str
-
-
-@dataclass(frozen=True, slots=True)
-class ContentConfig:
-    """[content]; compress is zlib's level, None for no."""
-
-    decode: str
-    compress: int | None
-    spam_score_header: str
-
-
-@dataclass(frozen=True, slots=True)
-class SQLiteConfig:
-    """[store] [[sqlite]]"""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class MySQLConfig:
-    """[store] [[mysql]]; the password is read from password_file where that is set."""
-
-    hosts: tuple[MySQLHost, ...]
-    user: str
-    password: str = field(repr=False)
-    database: str
-    table: str
-    connections: int
-    partition: str = "no"
-    password_file: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BodyConfig:
-    """[store] [[body]]; ttl in seconds."""
-
-    backend: str
-    address: BodyAddress
-    ttl: float
-
-
-@dataclass(frozen=True, slots=True)
-class StoreConfig:
-    """[store]; dedupe_window in seconds, None for none."""
-
-    backend: str
-    keep: Keep
-    dedupe_window: float | None
-    durability: str
-    sqlite: SQLiteConfig
-    mysql: MySQLConfig
-    body: BodyConfig
-
-
-@dataclass(frozen=True, slots=True)
-class LogConfig:
-    """[log]; an empty file leaves the choice to the caller, an empty mail_file means file."""
-
-    file: str
-    mail_file: str
-    level: str
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """All of it. Two are equal where they mean the same, wherever they were read.
-
-    secret_files: the files in which a password stands; only the daemon may be able to read them.
-    """
-
-    path: str = field(compare=False)
-    server: ServerConfig
-    listeners: tuple[ListenerConfig, ...]
-    domains: DomainsConfig
-    limits: LimitsConfig
-    content: ContentConfig
-    store: StoreConfig
-    log: LogConfig
-    warnings: tuple[str, ...] = field(compare=False)
-    secret_files: tuple[str, ...] = field(compare=False, default=())
 
 
 def load(
@@ -202,6 +95,7 @@ def load(
     _validate(tree, spec, report)
     listeners = _listeners(tree["listen"], port, report)
     password, secret_file = _password(tree["store"]["mysql"], report)
+    _check_queries(tree, report)
     if log_file is not None:
         tree["log"]["file"] = _log_file(log_file, report)
     report.raise_problems()
@@ -383,6 +277,13 @@ def _password(mysql: Any, report: Report) -> tuple[str, str]:
     return password, file
 
 
+def _check_queries(tree: Any, report: Report) -> None:
+    for section in ("domains", "recipients"):
+        if tree[section]["query"] and tree["store"]["backend"] == "null":
+            wrong = "asks a database, and [store] backend is null; set that to sqlite or mysql"
+            report.problem(Place((section,), "query"), wrong)
+
+
 def _log_file(name: str, report: Report) -> str:
     """The file that -l names, by its full path: a daemon leaves the directory it is started in."""
     try:
@@ -396,15 +297,16 @@ def _build(path: str, tree: Any, listeners: tuple[ListenerConfig, ...], report: 
     """The values in `tree`, all of them good, as dataclasses: their fields are the spec's keys."""
     server, domains, store = tree["server"], tree["domains"], tree["store"]
     server["host_name"] = server["host_name"] or _this_host(report)
-    domains["accept"] = domains["accept"] or tuple(
-        dict.fromkeys((server["host_name"], "localhost"))
-    )
+    if not domains["accept"] and not domains["query"]:
+        domains["accept"] = tuple(dict.fromkeys((server["host_name"], "localhost")))
     mysql = dict(store["mysql"])
     return Config(
         path=path,
         server=ServerConfig(**server),
         listeners=listeners,
         domains=DomainsConfig(**domains),
+        recipients=RecipientsConfig(**tree["recipients"]),
+        clients=ClientsConfig(**tree["clients"]),
         limits=LimitsConfig(**tree["limits"]),
         content=ContentConfig(**tree["content"]),
         store=StoreConfig(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from configobj import (  # type: ignore[import-untyped]
@@ -18,7 +18,8 @@ from configobj import (  # type: ignore[import-untyped]
     NestingError,
 )
 
-from gsmtpd.config_checks import printable, unquoted
+from gsmtpd.config_checks import items, unquoted
+from gsmtpd.wording import printable
 
 MAX_FILE = 1 << 20  # bytes; what is larger is some other file
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # those that no value may hold
@@ -254,6 +255,26 @@ def _syntax(error: Any, report: Report) -> str:
         'neither "[section]" nor "key = value"; write one of them; a list over'
         ' several lines stands within """ and """'
     )
+
+
+def line_of(path: str, place: Place, is_it: Callable[[str], bool]) -> int:
+    """The line of the file on which an item of the list at `place` stands; 0 if nowhere.
+
+    is_it: whether a text is that item. Raises ConfigError.
+    """
+    lines = _read(path)
+    first = Report(path, lines).lines.get(place, 0)
+    if not first:
+        return 0
+    key = _KEY.match(lines[first - 1])
+    assert key is not None, "the report found a key there"
+    last = _last_line(lines, first, key[2])
+    for number in range(first, last + 1):
+        text = key[2] if number == first else lines[number - 1]
+        for item in items(text.replace('"""', "").replace("'''", "").split(" #")[0]):
+            if is_it(item):
+                return number
+    return first
 
 
 # Its names, held against the spec

@@ -1,7 +1,8 @@
 """How is a running gsmtpd asked? A line of JSON each way over a Unix socket of mode 0600.
 
-A request is `{"command": "status"}`, "reload" or "stop". The answer comes when there is something
-to say; where the server ends first, the connection ends with it.
+A request is `{"command": "status"}`, "reload" or "stop", or `{"command": "why", "about": ADDRESS}`.
+The answer comes when there is something to say; where the server ends first, the connection ends
+with it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 
 MAX_LINE = 4096  # octets of a request
 MAX_CLIENTS = 16
-SILENCE = 5.0  # seconds a client may take to ask
+SILENCE = 5.0  # seconds a client may take to ask, and to read the answer
 
 Answer = Callable[[dict[str, Any]], None]
-Handler = Callable[[str, Answer], None]
+Handler = Callable[[str, str, Answer], None]
 
 
 class ControlError(Exception):
@@ -41,7 +42,8 @@ class ControlError(Exception):
 class ControlServer:
     """Listens at `path`, in the loop of `selector`, whose keys' data are functions to call.
 
-    handle: called with each command and a function that takes the answer to it, now or later.
+    handle: called with each command, what it is about ("" where it does not say), and a function
+    that takes the answer to it, now or later.
     Raises ControlError.
     """
 
@@ -49,7 +51,9 @@ class ControlServer:
         self._path = path
         self._selector = selector
         self._handle = handle
+        # What each has said so far, and since when it is waited for.
         self._clients: dict[socket.socket, tuple[bytes, float]] = {}
+        self._unsent: dict[socket.socket, bytes] = {}  # what is left of an answer
         self._listener = _listen(path)
         self._identity = os.stat(path)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -68,7 +72,7 @@ class ControlServer:
         self._listener.close()
 
     def sweep(self) -> None:
-        """Hang up on those who do not ask. Call it about once a second."""
+        """Hang up on those who do not ask, or do not read. Call it about once a second."""
         for client, (_, since) in list(self._clients.items()):
             if time.monotonic() - since > SILENCE:
                 self._hang_up(client)
@@ -88,8 +92,8 @@ class ControlServer:
         self._selector.register(client, selectors.EVENT_READ, lambda: self._read(client))
 
     def _read(self, client: socket.socket) -> None:
-        if client not in self._clients:
-            return  # hung up on in this very round
+        if client not in self._clients or client in self._unsent:
+            return  # hung up on, or answered, in this very round
         said, since = self._clients[client]
         try:
             octets = client.recv(MAX_LINE)
@@ -103,16 +107,30 @@ class ControlServer:
         else:
             # It has asked, and may wait as long as the answer takes.
             self._clients[client] = b"", float("inf")
-            self._handle(_command(line), lambda answer: self._answer(client, answer))
+            self._handle(*_request(line), lambda answer: self._answer(client, answer))
 
     def _answer(self, client: socket.socket, answer: dict[str, Any]) -> None:
         if client in self._clients:
-            with suppress(OSError):
-                client.send(_line(answer))
+            self._clients[client] = b"", time.monotonic()
+            self._unsent[client] = _line(answer)
+            self._selector.modify(client, selectors.EVENT_WRITE, lambda: self._write(client))
+            self._write(client)
+
+    def _write(self, client: socket.socket) -> None:
+        if client not in self._unsent:
+            return  # hung up on in this very round
+        try:
+            self._unsent[client] = self._unsent[client][client.send(self._unsent[client]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent[client] = b""
+        if not self._unsent[client]:
             self._hang_up(client)
 
     def _hang_up(self, client: socket.socket) -> None:
         del self._clients[client]
+        self._unsent.pop(client, None)
         self._selector.unregister(client)
         client.close()
 
@@ -121,12 +139,15 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _command(line: bytes) -> str:
+def _request(line: bytes) -> tuple[str, str]:
+    """The command and what it is about; "" for what is not said."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
-        return ""
-    return str(request.get("command", "")) if isinstance(request, dict) else ""
+        return "", ""
+    if not isinstance(request, dict):
+        return "", ""
+    return str(request.get("command", "")), str(request.get("about", ""))
 
 
 def _listen(path: str) -> socket.socket:
@@ -193,13 +214,13 @@ def _connected(path: str) -> Iterator[socket.socket]:
         yield client
 
 
-def ask(path: str, command: str, seconds: float) -> dict[str, Any]:
-    """The answer of the gsmtpd that listens at `path`.
+def ask(path: str, command: str, seconds: float, about: str = "") -> dict[str, Any]:
+    """The answer of the gsmtpd that listens at `path`. about: what the command is about, if it is.
 
     Raises ControlError if nobody is there, or gives no answer within `seconds`.
     """
     with _connected(path) as client:
-        answer = _answer_to(client, command, seconds)
+        answer = _answer_to(client, command, seconds, about)
     if answer is None:
         raise ControlError(f"{path}: gsmtpd ended before it answered")
     if "error" in answer:
@@ -231,13 +252,15 @@ def _process_of(client: socket.socket) -> int:
         return -1
 
 
-def _answer_to(client: socket.socket, command: str, seconds: float) -> dict[str, Any] | None:
+def _answer_to(
+    client: socket.socket, command: str, seconds: float, about: str = ""
+) -> dict[str, Any] | None:
     """The answer to `command`; None if the connection ends without one."""
     client.settimeout(seconds)
     said = b""
     try:
         with suppress(BrokenPipeError):  # it may have answered already, that it cannot
-            client.sendall(_line({"command": command}))
+            client.sendall(_line({"command": command} | ({"about": about} if about else {})))
         while octets := client.recv(65536):
             said += octets
     except TimeoutError as error:

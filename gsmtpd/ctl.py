@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gsmtpd import __version__, app, cli, ctl_import, ctl_mail, ctl_purge
+from gsmtpd import __version__, app, cli, ctl_check, ctl_import, ctl_mail, ctl_purge, ctl_why
 from gsmtpd.config import ConfigError, control_socket
 from gsmtpd.control import ControlError, ask, ask_to_stop
 from gsmtpd.mailfiles import FORMATS
@@ -100,6 +100,22 @@ def _add_mail_commands(verbs: Any) -> None:
     purge.add_argument("--dry-run", action="store_true", help="only say how much that is")
     purge.set_defaults(run=ctl_purge.purge)
 
+    check = verbs.add_parser("check-address", help="say what would become of mail for an address")
+    check.add_argument("--client", metavar="IP", type=ctl_check.client,
+                       help="as if it came from that IP address")  # fmt: skip
+    check.add_argument("--json", action="store_true", help="as JSON, for programs")
+    check.add_argument("address", metavar="ADDRESS", type=ctl_check.address,
+                       help="of a recipient")  # fmt: skip
+    check.set_defaults(run=ctl_check.check_address)
+
+    why = verbs.add_parser("why", help="say what became of mail from or to an address")
+    why.add_argument("-n", metavar="N", dest="limit", type=ctl_why.limit, default=20,
+                     help="how many events at most (default: %(default)s)")  # fmt: skip
+    why.add_argument("--json", action="store_true", help="as JSON, for programs")
+    why.add_argument("address", metavar="ADDRESS", type=ctl_why.address,
+                     help="of a recipient or a sender, or the IP address of a client")  # fmt: skip
+    why.set_defaults(run=ctl_why.why)
+
 
 def _count(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 2**63:
@@ -178,8 +194,10 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
     yield f"Replaced:   {status['replaced']} workers that had died"
     yield f"Clients:    {status['clients']} of {status['max_clients']}"
     yield f"Sent away:  {status['turned_away']} clients, for max_clients"
-    size = status["received_bytes"]
-    yield f"Messages:   {status['accepted']} accepted ({size} bytes), {status['refused']} refused"
+    yield (
+        f"Messages:   {status['accepted']} accepted ({status['received_bytes']} bytes),"
+        f" {status['refused']} refused, {status['discarded']} discarded"
+    )
     reload = status["reload"]
     if reload is None:
         yield "Reload:     none yet"

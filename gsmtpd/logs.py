@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from gsmtpd.maillog import LineFormatter, MailLog, json_line, logfmt
@@ -398,6 +399,11 @@ class Logs:
                 self._log.close()
                 raise
             self._mail.setFormatter(LineFormatter(self._line))
+        self._recent: Callable[[bytes], None] | None = None
+
+    def remember(self, recent: Callable[[bytes], None]) -> None:
+        """Have the mail logs that are made from now on tell `recent`, too; see MailLog."""
+        self._recent = recent
 
     def inherit(self, old: Logs) -> None:
         """Say in these logs what the `old` ones, in whose place they come, have lost."""
@@ -415,7 +421,8 @@ class Logs:
 
     def mail_log(self) -> MailLog:
         """A mail log that writes here; make one per thread."""
-        return MailLog(self._mail.write, self._line, self._level in ("DEBUG", "INFO"))
+        enabled = self._level in ("DEBUG", "INFO")
+        return MailLog(self._mail.write, self._line, enabled, self._recent)
 
     @property
     def descriptors(self) -> list[int]:

@@ -11,17 +11,23 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from gsmtpd.message.row import Message
+from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.refusal import Refusal
 from gsmtpd.smtp.reply import Reply
+from gsmtpd.smtp.session import Envelope
 
 NO_TLS = "no"
 MAX_FIELD = 512  # octets of any one field
 _NAMED = 5  # recipients that a line names; all are counted
+_MAX_KEYS = 1000  # addresses that a record is found by
+MAX_RECORDS = 65536  # octets of records between two flushes, from which on no other is taken
 _VALUE = r"[\x21\x23-\x3c\x3e-\x5b\x5d-\x7e]+"  # needs no quotes in logfmt
 _PLAIN = re.compile(_VALUE)
 _PLAIN_TEXTS = re.compile(f"helo={_VALUE} from={_VALUE} to={_VALUE}")
+_PATH = re.compile("<(.+)>", re.DOTALL)
 
 
 def quote(value: str) -> str:
@@ -90,7 +96,8 @@ class MailLog:
     """The mail log's verbs. Lines are gathered and written together by `flush`.
 
     write: takes the gathered text; must not raise. line: `logfmt` or `json_line`.
-    enabled: False gathers nothing.
+    enabled: False gathers no lines. recent: takes what was not simply stored, as lines of JSON in
+    ASCII, whether there are lines in the log or not; must not raise.
     """
 
     def __init__(
@@ -98,20 +105,30 @@ class MailLog:
         write: Callable[[str], None],
         line: Callable[[Iterable[tuple[str, object]]], str] = logfmt,
         enabled: bool = True,
+        recent: Callable[[bytes], None] | None = None,
     ) -> None:
         self._write = write
         self._line = line
         self._enabled = enabled
         self._lines: list[str] = []
+        self._recent = recent
+        self._records: list[str] = []
+        self._records_size = 0
+        self._left_out = 0  # records that there was no room for since the last flush
 
     def message(self, message: Message, reply: Reply, delay: float, tls: str = NO_TLS) -> None:
         """A message past its final dot was answered with `reply` after `delay` seconds."""
+        envelope = message.envelope
+        if not reply.positive:
+            everybody = envelope.recipients + envelope.discarded
+            self._message("refused", message, everybody, delay, tls, ("reply", str(reply)))
+            return
+        code = ("reply", str(reply.code))
+        if envelope.mailboxes and self._recent is not None:
+            self._message("accepted", message, envelope.recipients, delay, tls, code)
+            return
         if not self._enabled:
             return
-        if not reply.positive:
-            self._message("refused", message, delay, tls, ("reply", str(reply)))
-            return
-        envelope = message.envelope
         if self._line is logfmt and len(envelope.recipients) == 1:
             # The line nearly every message gets, at half the price of the way below.
             texts = (
@@ -124,42 +141,49 @@ class MailLog:
                     f" size={len(message.content)} reply={reply.code} delay={delay:.3f} tls={tls}"
                 )
                 return
-        self._message("accepted", message, delay, tls, ("reply", str(reply.code)))
+        fields = _fields(message, envelope.recipients, delay, tls, code)
+        self._lines.append(self._line(_head("accepted") + fields))
 
     def duplicate(
         self, message: Message, of: str, reply: Reply, delay: float, tls: str = NO_TLS
     ) -> None:
         """A message was answered with `reply`, but is stored already, as the one with id `of`."""
-        if self._enabled:
-            fields = ("of", of), ("reply", str(reply.code))
-            self._message("duplicate", message, delay, tls, *fields)
+        fields = ("of", of), ("reply", str(reply.code))
+        self._message("duplicate", message, message.envelope.recipients, delay, tls, *fields)
+
+    def discarded(self, message: Message, reply: Reply, delay: float, tls: str = NO_TLS) -> None:
+        """A message was answered with `reply`, and thrown away for those who are to be discarded.
+
+        What became of it for the others has a line of its own.
+        """
+        fields = ("reply", str(reply.code))
+        self._message("discarded", message, message.envelope.discarded, delay, tls, fields)
 
     def stored_unheard(self, message: Message, delay: float, tls: str = NO_TLS) -> None:
         """A message was stored, but its client heard 4xx before, or had gone."""
-        if self._enabled:
-            self._message("stored_unheard", message, delay, tls)
+        self._message("stored_unheard", message, message.envelope.recipients, delay, tls)
 
     def refused(self, client_ip: str, refusal: Refusal, tls: str = NO_TLS) -> None:
         """MAIL, RCPT, DATA or a message was refused by the session itself or by policy."""
-        if not self._enabled:
-            return
+        about = refusal.about
         fields: list[tuple[str, object]] = [("client", client_ip)]
         if refusal.helo:
             fields.append(("helo", refusal.helo))
-        if refusal.about.sender is not None:
-            fields.append(("from", refusal.about.sender))
-        if refusal.about.recipients:
-            fields.append(("to", _names(refusal.about.recipients)))
-            fields.append(("recipients", len(refusal.about.recipients)))
-        if refusal.about.size is not None:
-            fields.append(("size", refusal.about.size))
-        self._add("refused", *fields, ("reply", str(refusal.reply)), ("tls", tls))
+        if about.sender is not None:
+            fields.append(("from", about.sender))
+        if about.recipients:
+            fields.append(("to", _names(about.recipients)))
+            fields.append(("recipients", len(about.recipients)))
+        if about.size is not None:
+            fields.append(("size", about.size))
+        said = (*fields, ("reply", str(refusal.reply)), ("tls", tls))
+        self._add("refused", said, client_ip, about.sender, about.recipients)
 
     def closed(self, client_ip: str, helo: str, reply: Reply, tls: str = NO_TLS) -> None:
         """A session was ended from our side with `reply`. helo: "" if it had said none."""
-        if self._enabled:
-            said = [("helo", helo)] if helo else []
-            self._add("closed", ("client", client_ip), *said, ("reply", str(reply)), ("tls", tls))
+        said = [("helo", helo)] if helo else []
+        fields = ("client", client_ip), *said, ("reply", str(reply)), ("tls", tls)
+        self._add("closed", fields, client_ip, None, ())
 
     def flush(self) -> None:
         """Write what was gathered."""
@@ -167,29 +191,100 @@ class MailLog:
             lines = self._lines
             self._lines = []
             self._write("\n".join(lines) + "\n")
+        if self._records or self._left_out:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        records = self._records
+        if self._left_out:
+            records.append(json.dumps({"lost": self._left_out}))
+        self._records, self._records_size, self._left_out = [], 0, 0
+        if self._recent is not None:
+            self._recent(("\n".join(records) + "\n").encode())
 
     def _message(
-        self, result: str, message: Message, delay: float, tls: str, *reply: tuple[str, object]
+        self,
+        result: str,
+        message: Message,
+        recipients: Sequence[Mailbox],
+        delay: float,
+        tls: str,
+        *more: tuple[str, object],
     ) -> None:
         envelope = message.envelope
-        self._add(
-            result,
-            ("id", message.id),
-            ("client", message.client_ip),
-            ("helo", envelope.helo),
-            ("from", f"<{envelope.sender or ''}>"),
-            ("to", _names(envelope.recipients)),
-            ("recipients", len(envelope.recipients)),
-            ("size", len(message.content)),
-            *reply,
-            ("delay", delay),
-            ("tls", tls),
-        )
+        fields = _fields(message, recipients, delay, tls, *more)
+        sender = f"<{envelope.sender or ''}>"
+        mailboxes = _elsewhere(envelope) if result not in ("refused", "discarded") else ()
+        self._add(result, fields, message.client_ip, sender, recipients, mailboxes)
 
-    def _add(self, result: str, *fields: tuple[str, object]) -> None:
-        head = (("time", timestamp(int(time.time()))), ("result", result))
-        self._lines.append(self._line(head + fields))
+    def _add(
+        self,
+        result: str,
+        fields: tuple[tuple[str, object], ...],
+        client_ip: str,
+        sender: str | None,
+        recipients: Sequence[Mailbox | str],
+        mailboxes: Sequence[Mailbox] = (),
+    ) -> None:
+        """Gather a line, and a record with what it is found by.
+
+        mailboxes: those of other names that it goes into, which the line does not name.
+        """
+        fields = _head(result) + fields
+        if self._enabled:
+            self._lines.append(self._line(fields))
+        if self._recent is None:
+            return
+        if self._records_size >= MAX_RECORDS:
+            self._left_out += 1
+            return
+        values: dict[str, object] = {name: _jsonable(value) for name, value in fields}
+        if mailboxes:
+            values["mailboxes"] = _names(mailboxes)
+        found_by = [client_ip, *([sender] if sender else ()), *recipients, *mailboxes]
+        values["keys"] = list(dict.fromkeys(map(_key, found_by[:_MAX_KEYS])))
+        self._records.append(json.dumps(values))
+        self._records_size += len(self._records[-1])
+
+
+def _head(result: str) -> tuple[tuple[str, object], ...]:
+    return ("time", timestamp(int(time.time()))), ("result", result)
+
+
+def _fields(
+    message: Message,
+    recipients: Sequence[Mailbox],
+    delay: float,
+    tls: str,
+    *more: tuple[str, object],
+) -> tuple[tuple[str, object], ...]:
+    envelope = message.envelope
+    return (
+        ("id", message.id),
+        ("client", message.client_ip),
+        ("helo", envelope.helo),
+        ("from", f"<{envelope.sender or ''}>"),
+        ("to", _names(recipients)),
+        ("recipients", len(recipients)),
+        ("size", len(message.content)),
+        *more,
+        ("delay", delay),
+        ("tls", tls),
+    )
 
 
 def _names(recipients: Sequence[object]) -> str:
     return ",".join(map(str, recipients[:_NAMED]))
+
+
+def _elsewhere(envelope: Envelope) -> Sequence[Mailbox]:
+    """The mailboxes that mail goes into which was not sent to them."""
+    own = {*envelope.recipients}
+    return [each for each in dict.fromkeys(chain(*envelope.mailboxes)) if each not in own]
+
+
+def _key(of: object) -> str:
+    """An address in lower case, without brackets; as well in "FROM:<a@@b>", which is none."""
+    text = str(of)
+    path = _PATH.search(text) if isinstance(of, str) else None
+    return _cut(path[1] if path else text).lower()

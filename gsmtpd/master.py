@@ -17,11 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gsmtpd import __version__, app, worker
+from gsmtpd.app_policy import make_policy
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.logs import LogError
+from gsmtpd.maillog import timestamp
 from gsmtpd.metrics import Counter
+from gsmtpd.policy.lists import ListError
 from gsmtpd.privileges import PrivilegeError
+from gsmtpd.recent import Recent
 from gsmtpd.server.engine import STOP_WITHIN, stacks
 from gsmtpd.server.listeners import (
     Listener,
@@ -99,6 +103,7 @@ class Master:
         # Not under nohup, which has HUP ignored.
         hup = signal.getsignal(signal.SIGHUP)
         self._had_terminal = hup is not signal.SIG_IGN and _has_terminal()
+        self._recent = Recent()
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
@@ -131,6 +136,7 @@ class Master:
                 time.sleep(0.1)
         if self._control is not None:
             self._control.close()
+        self._recent.close()
         app.settle_store(self._current.config)
         _log.info("stopped")
         self._signals.close()  # one that is sent twice does not end us otherwise
@@ -188,6 +194,7 @@ class Master:
                 close_listeners(other.listeners, but=setup.listeners)
                 other.logs.close()
         setup.logs.install()
+        setup.logs.remember(self._recent.append)
         self._in_worker()
 
     def _setups(self) -> list[Setup]:
@@ -280,16 +287,17 @@ class Master:
         held = self._current.listeners
         try:
             config = self._load()
+            policy = make_policy(config)
             listeners = open_listeners(app.wanted(config), held)
             if config.store != self._current.config.store:
                 app.prepare_store(config)
             logs = app.make_logs(config, self._foreground)
-        except ConfigError as error:
+        except (ConfigError, ListError) as error:
             raise NotReloadedError(*error.problems) from error
         except (PrivilegeError, ListenError, StoreError, LogError) as error:
             close_listeners(listeners, but=held)
             raise NotReloadedError(str(error)) from error
-        return Setup(config, listeners, logs)
+        return Setup(config, listeners, logs, policy)
 
     def _take_over(self, reload: Reload) -> None:
         """The new workers serve: have the old ones finish."""
@@ -364,18 +372,28 @@ class Master:
             close_listeners(self._reload.setup.listeners)
             self._reload = None  # who waits for it hears the end
 
-    def _asked(self, command: str, answer: Answer) -> None:
+    def _asked(self, command: str, about: str, answer: Answer) -> None:
         """Do what came over the control socket."""
         if command == "status":
             answer(self.status())
+        elif command == "why":
+            answer(self._why(about))
         elif command == "stop":
             self.stop("gsmtpctl stop")  # the end of this process is the answer
         elif command != "reload":
-            answer({"error": "unknown command; there are status, reload and stop"})
+            answer({"error": "unknown command; there are status, why, reload and stop"})
         elif self._stop_deadline is not None:
             answer({"error": "it is stopping"})
         else:
             self.reload([answer])
+
+    def _why(self, about: str) -> dict[str, Any]:
+        """What became of mail from and to the address `about`, but for what was just stored."""
+        return {
+            "events": self._recent.find(about),
+            "since": self._recent.began() or timestamp(int(self._began)),
+            "lost": self._recent.lost(),
+        }
 
     def status(self) -> dict[str, Any]:
         """How it does, for people and programs. Times are seconds, since 1970 where absolute."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from enum import IntEnum
 
-MAX_ROWS = 65536  # of 48 octets, and a page of memory is taken when it is first written to
+MAX_ROWS = 65536  # of 56 octets, and a page of memory is taken when it is first written to
 
 
 class Counter(IntEnum):
@@ -17,6 +17,7 @@ class Counter(IntEnum):
     RECEIVED_BYTES = 3  # octets of accepted messages
     TURNED_AWAY = 4  # connections answered with 421 because there were too many
     BEATS = 5  # about one a second from a thread that is well
+    DISCARDED = 6  # messages that were taken, and thrown away for all their recipients
 
 
 class Counters:

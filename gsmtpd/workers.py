@@ -17,6 +17,7 @@ from gsmtpd import app, worker
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counter, Counters
+from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.server.listeners import Listener
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Setup(NamedTuple):
     config: Config
     listeners: list[Listener]
     logs: Logs
+    policy: PolicyFiles
 
     @property
     def processes(self) -> int:
@@ -244,7 +246,13 @@ class Workers:
                 sibling.channel.close()
             self._in_child(setup)
             engine = app.make_engine(
-                setup.config, setup.listeners, self.counters, rows, setup.logs, number == 0
+                setup.config,
+                setup.listeners,
+                setup.policy,
+                self.counters,
+                rows,
+                setup.logs,
+                number == 0,
             )
             worker.run(engine, channel, setup.logs)
             code = 0

@@ -44,6 +44,7 @@ DEBIAN_PACKAGES = {
     "memcached": "memcached",
     "nsenter": "util-linux",
     "postconf": "postfix",
+    "rbldnsd": "rbldnsd",
     "redis-server": "redis-server",
     "setpriv": "util-linux",
     "smtp-sink": "postfix",

@@ -14,30 +14,39 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gsmtpd"
 # Each room, and the rooms it may import from beside itself. A new module needs a place here.
 PROTOCOL = {"smtp", "message"}
 DEPARTMENTS = PROTOCOL | {"policy", "storage", "handlers", "metrics", "maillog"}
-CONFIG = {"config", "config_file", "config_checks"}
-BUILDING = DEPARTMENTS | {"server", "logs", "config"}
+VALUES = {"config_numbers", "config_hosts", "config_query"}
+CONFIG = {"config", "config_types", "config_file", "config_checks", *VALUES}
+BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-RUNNING = BUILDING | SYSTEM | {"app", "worker", "workers", "__init__"}
+RUNNING = BUILDING | SYSTEM | {"recent", "app", "app_policy", "worker", "workers", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
     "message": {"smtp"},
-    "policy": PROTOCOL,
-    "storage": PROTOCOL,
+    "wording": set(),
+    "complaints": set(),
+    "policy": PROTOCOL | {"wording", "complaints"},
+    "storage": PROTOCOL | {"complaints"},
     "handlers": PROTOCOL,
     "metrics": set(),
     "maillog": PROTOCOL,
     "logs": {"maillog"},
+    "recent": set(),
     "server": DEPARTMENTS,
-    "config_checks": set(),
-    "config_file": {"config_checks"},
-    "config": {"config_file", "config_checks"},
+    "config_numbers": {"wording"},
+    "config_query": {"wording"},
+    "config_hosts": {"wording", "policy"},
+    "config_checks": {"wording", "policy", *VALUES},
+    "config_file": {"wording", "config_checks"},
+    "config_types": {"config_checks"},
+    "config": {"wording", "config_file", "config_checks", "config_types"},
     "signals": set(),
     "privileges": set(),
     "systemd": set(),
     "control": set(),
     "daemon": set(),
-    "app": BUILDING,
-    "worker": BUILDING - {"config"} | {"signals"},
+    "app_policy": BUILDING,
+    "app": BUILDING | {"app_policy"},
+    "worker": BUILDING - {"config", "config_types"} | {"signals"},
     "workers": BUILDING | {"app", "worker"},
     "master": RUNNING,
     "cli": RUNNING | {"master", "daemon"},
@@ -45,11 +54,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_mail": RUNNING | {"cli", "mailfiles"},
     "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail"},
     "ctl_purge": RUNNING | {"cli", "config_checks"},
-    "ctl": RUNNING | {"cli", "mailfiles", "ctl_mail", "ctl_import", "ctl_purge"},
+    "ctl_why": RUNNING | {"cli", "ctl_mail"},
+    "ctl_check": RUNNING | {"cli", "config_file", "wording"},
+    "ctl": RUNNING
+    | {"cli", "mailfiles", "ctl_check", "ctl_mail", "ctl_import", "ctl_purge", "ctl_why"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-KNOW_CONFIG = {"cli", "ctl", "ctl_import", "ctl_purge", "master", "workers", "app", *CONFIG}
+KNOW_CONFIG = {
+    "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "workers", "app",
+    "app_policy", *CONFIG,
+}  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.
 IMPURE = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from hashlib import sha256
@@ -151,7 +151,7 @@ class RowMaker:
     def rows(
         self, message: Message, reading: Reading | None = None, held: str = ""
     ) -> Iterator[Row]:
-        """The rows of `message`, in the order of its recipients.
+        """The rows of `message`, in the order of its recipients and of their mailboxes.
 
         reading: what `read` has made of it. held: the name of the body store that has its octets;
         then its rows have none.
@@ -187,10 +187,12 @@ class RowMaker:
             int(message.is_tls),
             len(content),
         )
-        for recipient in envelope.recipients:
-            full = self._full(recipient)
-            address = str(full)
-            to = f"{full.local}@{self._primary_domain}" if self._primary_domain else address
+        for recipient, mailbox in _copies(envelope):
+            full = self._full(mailbox)
+            to = str(full)
+            address = to if mailbox is recipient else str(self._full(recipient))
+            if self._primary_domain:
+                to = f"{full.local}@{self._primary_domain}"
             if held:
                 mail = b""
             else:
@@ -234,6 +236,17 @@ class RowMaker:
         return received(
             message.envelope, message.client_ip, self._host_name, message.id, message.received_at
         )
+
+
+def _copies(envelope: Envelope) -> Iterable[tuple[Mailbox, Mailbox]]:
+    """Each recipient with each mailbox that its mail goes into."""
+    if not envelope.mailboxes:
+        return zip(envelope.recipients, envelope.recipients, strict=True)
+    return [
+        (recipient, mailbox)
+        for recipient, mailboxes in zip(envelope.recipients, envelope.mailboxes, strict=True)
+        for mailbox in mailboxes
+    ]
 
 
 def _read_body(content: bytes) -> Body:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import socket
 from enum import IntEnum
+from functools import partial
 from select import EPOLLIN, EPOLLOUT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gsmtpd.message.row import Message
 from gsmtpd.metrics import Counter
+from gsmtpd.policy.decision import Decision, decide
+from gsmtpd.policy.lookups import PATIENCE
+from gsmtpd.policy.questions import Question, Unanswered
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply, queued
-from gsmtpd.smtp.session import Event, MessageReceived, Session
+from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
 from gsmtpd.smtp.states import State
 from gsmtpd.storage.base import Duplicate, Outcome
 from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
@@ -43,6 +47,20 @@ class Leave(IntEnum):
     IN_DATA = 2  # in a message as well
 
 
+class _Waiting(NamedTuple):
+    """A recipient that waits for an answer from elsewhere. since: monotonic seconds."""
+
+    asked: RecipientAsked
+    question: Question
+    since: float
+
+
+def ip_of(client_address: tuple[str, int]) -> str:
+    """The IP address of a client; a dual-stack socket names IPv4 as ::ffff:192.0.2.1."""
+    ip = client_address[0]
+    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip
+
+
 class Connection:
     """One client. request: its socket. client_address: as from accept. server: who accepted it.
 
@@ -55,6 +73,7 @@ class Connection:
         "_send_since",
         "_told",
         "_unsent",
+        "_waiting",
         "began",
         "client_ip",
         "interest",
@@ -70,11 +89,10 @@ class Connection:
     ) -> None:
         self.socket = request
         self.server = server
-        ip = client_address[0]
-        # A dual-stack socket names IPv4 clients as ::ffff:192.0.2.1.
-        self.client_ip = ip[7:] if ip.startswith("::ffff:") and "." in ip else ip
+        self.client_ip = ip_of(client_address)
         self.session = Session(server.rules)
         self._job: Job | None = None
+        self._waiting: _Waiting | None = None
         self._unsent = b""
         self._send_since = 0.0
         self._lingering = False
@@ -83,6 +101,8 @@ class Connection:
         self.thread: SMTPThread = server.pool.current()
         self.began = self.since = self.thread.now
         self.thread.adopt(self)
+        if question := server.policy.current.client_question(self.client_ip):
+            server.lookups.prepare(question)  # answered, mostly, when the first RCPT comes
         if self._spoke_first():
             self.session.take_output()  # no greeting
             self.end(reply.OUT_OF_TURN)
@@ -97,7 +117,7 @@ class Connection:
 
     def readable(self) -> None:
         """The socket has input, or the client has gone."""
-        if self._job is not None:
+        if self._job is not None or self._waiting is not None:
             # Suspended: what the client sends stays in the socket, which holds it back. Most
             # clients send nothing now, so the epoll is told only when one does.
             self.thread.watch(self, 0)
@@ -145,6 +165,9 @@ class Connection:
             if now - self._job.submitted > GIVE_UP_AFTER:
                 job, self._job = self._job, None
                 self._answer_message(job.message, reply.STORAGE_TROUBLE, job.submitted)
+        elif self._waiting is not None:
+            if now - self._waiting.since > PATIENCE:
+                self.server.lookups.give_up(self._waiting.question)
         elif self._lingering:
             if now - self.since > LINGER:
                 self.close()
@@ -165,7 +188,8 @@ class Connection:
 
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""
-        self._job = None  # an answer that still comes would stand behind the farewell
+        # An answer that still comes would stand behind the farewell.
+        self._job = self._waiting = None
         if self.session.farewell is None:
             self.session.close(farewell)
             self._send()
@@ -175,6 +199,8 @@ class Connection:
         doing = self.session.state.name
         if self._job is not None:
             doing = f"storing {self._job.message.id}"
+        elif self._waiting is not None:
+            doing = f"looking up {ascii(self._waiting.question.about)}"
         elif self._unsent:
             doing = f"not reading {len(self._unsent)} octets of replies"
         elif self._lingering:
@@ -187,7 +213,7 @@ class Connection:
     def close(self) -> None:
         """Close the socket at once."""
         if self.thread.forget(self):
-            self._job = None
+            self._job = self._waiting = None
             self.server.close_request(self.socket)
 
     def _go_on(self, event: Event | None) -> None:
@@ -196,10 +222,32 @@ class Connection:
             if isinstance(event, MessageReceived):
                 self._take(event)
                 break
-            event = self.session.answer(self.server.policy.recipient(event.recipient))
+            decision = self._decide(event)
+            if decision is None:
+                break
+            event = self.session.answer(decision.reply, decision.mailboxes)
         if self.session.refusals:
             self._log_refusals()
         self._send()
+
+    def _decide(self, asked: RecipientAsked) -> Decision | None:
+        """What becomes of a recipient; None while that has to be asked elsewhere."""
+        server = self.server
+        try:
+            return decide(
+                server.policy.current, asked.recipient, self.client_ip, server.lookups.answer
+            )
+        except Unanswered as unanswered:
+            waiting = self._waiting = _Waiting(asked, unanswered.question, self.thread.now)
+        resume = partial(self.thread.call_for, self, partial(self._looked_up, waiting))
+        server.lookups.look_up(waiting.question, resume)
+        return None
+
+    def _looked_up(self, waiting: _Waiting) -> None:
+        """The answer is there; called in its own thread."""
+        if self._waiting is waiting:
+            self._waiting = None
+            self._go_on(waiting.asked)
 
     def _log_refusals(self) -> None:
         for refusal in self.session.refusals:
@@ -213,7 +261,7 @@ class Connection:
             server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
         )
         self._job = Job(message, self.thread, self, self.thread.now)
-        if server.writer is None:
+        if server.writer is None or not event.envelope.recipients:
             self._job.outcome = Outcome.STORED
             self.finished(self._job)
         else:
@@ -223,17 +271,24 @@ class Connection:
         self, message: Message, decision: Reply, submitted: float, stored_as: str = ""
     ) -> None:
         row = self.thread.counters
-        if decision.positive:
+        if not decision.positive:
+            row[Counter.REFUSED] += 1
+        elif not message.envelope.recipients:
+            row[Counter.DISCARDED] += 1
+        else:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
-        else:
-            row[Counter.REFUSED] += 1
-        delay = self.thread.now - submitted
-        if stored_as:
-            self.thread.maillog.duplicate(message, stored_as, decision, delay)
-        else:
-            self.thread.maillog.message(message, decision, delay)
+        self._log_message(message, decision, self.thread.now - submitted, stored_as)
         self._go_on(self.session.answer(decision))
+
+    def _log_message(self, message: Message, decision: Reply, delay: float, stored_as: str) -> None:
+        maillog = self.thread.maillog
+        if stored_as:
+            maillog.duplicate(message, stored_as, decision, delay)
+        elif message.envelope.recipients or not decision.positive:
+            maillog.message(message, decision, delay)
+        if message.envelope.discarded and decision.positive:
+            maillog.discarded(message, decision, delay)
 
     def _send(self) -> None:
         output = self.session.take_output()
@@ -257,7 +312,7 @@ class Connection:
             self.thread.watch(self, EPOLLOUT)
         elif self.session.farewell is not None:
             self._say_goodbye(self.session.farewell)
-        elif self._job is None:
+        elif self._job is None and self._waiting is None:
             self.thread.watch(self, EPOLLIN)
 
     def _say_goodbye(self, farewell: Reply) -> None:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
+from gsmtpd.policy.lookups import Lookups
 from gsmtpd.server.connection import Leave
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.server.stdio import StdioClient
@@ -28,7 +29,7 @@ _MAX_CALLS = 8  # of each thread
 class Engine:
     """Serves `servers` from `pool`, with `writer` where mail is kept. Build it behind the fork.
 
-    upkeep: what looks after the store meanwhile, in one of several processes.
+    lookups: those of the servers' policy. upkeep: what is looked after meanwhile.
     """
 
     def __init__(
@@ -36,19 +37,22 @@ class Engine:
         servers: Sequence[SMTPServer],
         pool: SMTPThreadPool,
         writer: GroupCommitWriter | None,
-        upkeep: Upkeep | None = None,
+        lookups: Lookups,
+        upkeep: Sequence[Upkeep] = (),
     ) -> None:
         self._servers = list(servers)
         self._pool = pool
         self._writer = writer
-        self._upkeep = upkeep
+        self._lookups = lookups
+        self._upkeep = list(upkeep)
 
     def start(self) -> None:
         """Start all threads, and accept clients."""
         if self._writer is not None:
             self._writer.start()
-        if self._upkeep is not None:
-            self._upkeep.start()
+        self._lookups.start()
+        for upkeep in self._upkeep:
+            upkeep.start()
         self._pool.start(self._servers)
 
     def serve(self, client: StdioClient) -> None:
@@ -58,8 +62,8 @@ class Engine:
 
     def retire(self) -> None:
         """Accept no more clients; those that are here stay until they leave."""
-        if self._upkeep is not None:
-            self._upkeep.stop(0.0)  # another process has taken over
+        for upkeep in self._upkeep:
+            upkeep.stop(0.0)  # another process has taken over
         self._pool.stop_listening()
         self._close_listeners()
 
@@ -80,8 +84,9 @@ class Engine:
                 time.sleep(0.2)
         if self._writer is not None and not self._writer.stop(2.0):
             _log.error("the store did not finish in time; what it has is not acknowledged")
-        if self._upkeep is not None:
-            self._upkeep.stop(1.0)
+        self._lookups.stop()
+        for upkeep in self._upkeep:
+            upkeep.stop(1.0)
         self._pool.stop(1.0)
 
     def _close_listeners(self) -> None:

@@ -68,6 +68,17 @@ class SMTPThread(threading.Thread):
         self._inbox.append(function)
         self.wake()
 
+    def call_for(self, connection: Connection, function: Callable[[], None]) -> None:
+        """Have `function` called in this thread, soon; its fault ends that session alone."""
+
+        def guarded() -> None:
+            try:
+                function()
+            except Exception:
+                self._fault(connection)
+
+        self.call(guarded)
+
     def wake(self) -> None:
         """Have the inbox looked at."""
         if not self._awake:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gsmtpd.metrics import Counter, Counters
-from gsmtpd.policy.domains import DomainPolicy
-from gsmtpd.server.connection import DONTWAIT, Connection
+from gsmtpd.policy.decision import Policy
+from gsmtpd.policy.lookups import Lookups
+from gsmtpd.server.connection import DONTWAIT, Connection, ip_of
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.smtp import reply
+from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.storage.writer import GroupCommitWriter
 
@@ -81,12 +83,19 @@ def bind(host: str, port: int, share: bool = False) -> socket.socket:
     return listener
 
 
+class PolicyHolder(Protocol):
+    """Has the policy that is in force by now."""
+
+    current: Policy
+
+
 class SMTPServer(socketserver.ThreadingTCPServer):
     """Serves the connections of one listening socket from a bounded pool of SMTP threads.
 
     listener: bound and listening, or None where clients are accepted elsewhere. policy decides
-    recipients. writer: None answers every message with 250 and keeps nothing. clock: Unix time in
-    seconds. rules and limits may be replaced; new sessions get the new ones.
+    clients and recipients, with what lookups find out. writer: None answers every message with 250
+    and keeps nothing. clock: Unix time in seconds. rules and limits may be replaced; new sessions
+    get the new ones.
     """
 
     def __init__(
@@ -95,7 +104,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         pool: SMTPThreadPool,
         rules: Rules,
         limits: Limits,
-        policy: DomainPolicy,
+        policy: PolicyHolder,
+        lookups: Lookups,
         writer: GroupCommitWriter | None,
         new_id: Callable[[], str],
         counters: Counters,
@@ -112,6 +122,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.rules = rules
         self.limits = limits
         self.policy = policy
+        self.lookups = lookups
         self.writer = writer
         self.new_id = new_id
         self.clock = clock
@@ -170,16 +181,24 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is room for one more client; else it hears 421, never silence."""
+        """Whether the client may come, and there is room; else it hears why, never silence."""
+        ip = ip_of(client_address)
+        if self.policy.current.denies(ip):
+            self.pool.current().maillog.closed(ip, "", reply.CLIENT_DENIED)
+            self._send_away(request, reply.CLIENT_DENIED)
+            return False
         if self._counters.total(Counter.CLIENTS) < self.limits.max_clients:
             return True
         if not self._overloaded:
             self._overloaded = True
             _log.warning("max_clients = %d reached: answering 421", self.limits.max_clients)
         self.pool.current().counters[Counter.TURNED_AWAY] += 1
-        with suppress(OSError):
-            request.send(reply.TOO_MANY_CLIENTS.wire, DONTWAIT)
+        self._send_away(request, reply.TOO_MANY_CLIENTS)
         return False
+
+    def _send_away(self, request: Any, farewell: Reply) -> None:
+        with suppress(OSError):
+            request.send(farewell.wire, DONTWAIT)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hand the connection to the pool: no thread is started."""

@@ -87,6 +87,10 @@ TOO_BIG = Reply(552, "5.3.4", "Message is larger than the limit")
 BARE_NEWLINE = Reply(550, "5.5.2", "Message has a bare CR or LF; lines end with CR LF")
 MAIL_LOOP = Reply(554, "5.4.6", "Too many Received fields: this mail is looping")
 NOT_SERVED = Reply(550, "5.7.1", "Relaying denied: this domain is not served here")
+NO_SUCH_USER = Reply(550, "5.1.1", "No such user here")
+USER_NOT_YET = Reply(451, "4.1.1", "This address is not known here now: try again later")
+LOOKUP_TROUBLE = Reply(451, "4.4.3", "Cannot look this address up now: try again later")
+CLIENT_DENIED = Reply(554, "5.7.1", "No mail is taken from your address here")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
 TOO_MANY_COMMANDS = Reply(421, "4.7.0", "Too many commands without mail")
 TOO_MANY_MESSAGES = Reply(421, "4.7.0", "Too many messages in one session: connect again")
@@ -103,3 +107,8 @@ INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error: try again later")
 def queued(message_id: str) -> Reply:
     """The 250 that means committed. message_id: the id stored as `hash`, ASCII."""
     return Reply(250, "2.0.0", f"OK: queued as {message_id}")
+
+
+def client_listed(client_ip: str, where: str) -> Reply:
+    """For a client in a DNS blocklist. where: the list, and what it says; printable ASCII."""
+    return Reply(550, "5.7.1", f"Your address {client_ip} is listed by {where}")

@@ -28,19 +28,37 @@ _HEADER_READ = 65536  # octets of a header that are looked at
 _LONG_LINE_KEPT = 1024  # octets of a line that is too long, to say later which command it was
 
 
+Mailboxes = tuple[Mailbox, ...]
+
+
 class Envelope(NamedTuple):
-    """Who mails whom. helo: as the client said it. sender: None for the null reverse-path."""
+    """Who mails whom. helo: as the client said it. sender: None for the null reverse-path.
+
+    recipients: those that the message is stored for, as the client named them. mailboxes: for each
+    of them those that it goes into; () where each has its own. discarded: recipients that were
+    taken, too, and whose mail is thrown away.
+    """
 
     helo: str
     esmtp: bool
     sender: Mailbox | None
-    recipients: tuple[Mailbox, ...]
+    recipients: Mailboxes
     smtputf8: bool = False
     body: str = "7BIT"
+    mailboxes: tuple[Mailboxes, ...] = ()
+    discarded: Mailboxes = ()
+
+    @property
+    def copies(self) -> int:
+        """How often the message is stored."""
+        return sum(map(len, self.mailboxes)) if self.mailboxes else len(self.recipients)
 
 
 class RecipientAsked(NamedTuple):
-    """RCPT named `recipient`: answer with a positive reply to take it, with another to refuse."""
+    """RCPT named `recipient`: answer with a positive reply to take it, with another to refuse.
+
+    Who takes it may name the mailboxes its mail goes into, see `Session.answer`.
+    """
 
     recipient: Mailbox
 
@@ -64,11 +82,13 @@ class Session:
     __slots__ = (
         "_asked",
         "_commands",
+        "_copies",
         "_data",
         "_errors",
         "_esmtp",
         "_long_line",
         "_mail",
+        "_mailboxes",
         "_messages",
         "_output",
         "_pending",
@@ -91,7 +111,9 @@ class Session:
         self._asked: Event | None = None
         self._data: DataReader | None = None
         self._mail = _NO_MAIL
-        self._recipients: list[Mailbox] = []
+        self._recipients: list[Mailbox] = []  # all that were taken
+        self._mailboxes: dict[int, Mailboxes] = {}  # of those of them that have not just their own
+        self._copies = 0  # that these come to
         self._errors = 0
         self._commands = 0
         self._messages = 0
@@ -136,11 +158,15 @@ class Session:
             return None
         return self._run(data)
 
-    def answer(self, decision: Reply) -> Event | None:
-        """Answer the open event and go on with what is buffered; RuntimeError if there is none."""
+    def answer(self, decision: Reply, mailboxes: Mailboxes | None = None) -> Event | None:
+        """Answer the open event and go on with what is buffered; RuntimeError if there is none.
+
+        mailboxes: where the mail of a recipient that is taken goes, if not into its own; () where
+        it is thrown away.
+        """
         asked, self._asked = self._asked, None
         if type(asked) is RecipientAsked:
-            self._answer_recipient(asked.recipient, decision)
+            self._answer_recipient(asked.recipient, decision, mailboxes)
         elif asked is not None:
             self._output.append(decision.wire)
             if decision.positive:
@@ -270,7 +296,6 @@ class Session:
                 self._note_command(reply.TOO_MANY_MESSAGES, b"MAIL " + argument)
             else:
                 self._mail = said
-                self._recipients = []
                 self.state = State.SENDER
                 self._output.append(reply.SENDER_OK.wire)
 
@@ -282,15 +307,23 @@ class Session:
         if isinstance(said, Reply):
             self._refuse(said, b"RCPT " + argument)
         elif len(self._recipients) >= self._rules.max_recipients:
-            # No error of the client's: RFC 5321 section 4.5.3.1.10 tells it to try the rest later.
-            self._output.append(reply.TOO_MANY_RECIPIENTS.wire)
-            self._note(reply.TOO_MANY_RECIPIENTS, About(sender_of(self._mail), (said,)))
+            self._too_many(said)
         else:
             return RecipientAsked(said)
         return None
 
-    def _answer_recipient(self, recipient: Mailbox, decision: Reply) -> None:
+    def _too_many(self, recipient: Mailbox) -> None:
+        # No error of the client's: RFC 5321 section 4.5.3.1.10 tells it to try the rest later.
+        self._output.append(reply.TOO_MANY_RECIPIENTS.wire)
+        self._note(reply.TOO_MANY_RECIPIENTS, About(sender_of(self._mail), (recipient,)))
+
+    def _answer_recipient(
+        self, recipient: Mailbox, decision: Reply, mailboxes: Mailboxes | None
+    ) -> None:
         if decision.positive:
+            if mailboxes is not None and not self._put_elsewhere(mailboxes):
+                self._too_many(recipient)
+                return
             self._recipients.append(recipient)
             self.state = State.RECIPIENTS
             self._output.append(decision.wire)
@@ -300,6 +333,16 @@ class Session:
         elif self._junk():
             self._output.append(decision.wire)
         self._note(decision, About(sender_of(self._mail), (recipient,)))
+
+    def _put_elsewhere(self, mailboxes: Mailboxes) -> bool:
+        """Whether mail for the next recipient can go into `mailboxes`, without too many copies."""
+        most = self._rules.max_recipients
+        # The first of a message always can: a client that is told to try it alone has to succeed.
+        if self._recipients and self._copies + len(mailboxes) > most:
+            return False
+        self._mailboxes[len(self._recipients)] = mailboxes
+        self._copies += len(mailboxes)
+        return True
 
     def _data_command(self, argument: bytes, more: bool) -> None:
         if argument.strip():
@@ -317,7 +360,7 @@ class Session:
     def _end_of_data(self, data: DataReader) -> MessageReceived | None:
         self._data = None
         self._messages += 1
-        mail, recipients = self._mail, tuple(self._recipients)
+        mail, recipients, mailboxes = self._mail, tuple(self._recipients), self._mailboxes
         self._forget(State.READY)
         if data.too_big:
             self._output.append(reply.TOO_BIG.wire)
@@ -335,6 +378,8 @@ class Session:
         envelope = Envelope(
             self.helo, self._esmtp, mail.sender, recipients, mail.smtputf8, mail.body
         )
+        if mailboxes:
+            envelope = _with(envelope, mailboxes)
         return MessageReceived(envelope, content)
 
     def _rset(self, argument: bytes, more: bool) -> None:
@@ -382,6 +427,9 @@ class Session:
         self.state = state
         self._mail = _NO_MAIL
         self._recipients = []
+        if self._mailboxes:
+            self._mailboxes = {}
+            self._copies = 0
 
     def _refuse(self, refusal: Reply, line: bytes = b"") -> None:
         """Count an error, and say so. line: the command, where it may be one that is noted."""
@@ -436,6 +484,17 @@ _COMMANDS: dict[bytes, _Handler] = {
     # A browser that was sent here may carry commands in what it posts.
     **dict.fromkeys((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"), Session._not_smtp),
 }
+
+
+def _with(envelope: Envelope, mailboxes: dict[int, Mailboxes]) -> Envelope:
+    """The envelope, with the `mailboxes` of those recipients that have not just their own."""
+    taken = envelope.recipients
+    into = [mailboxes.get(number, (each,)) for number, each in enumerate(taken)]
+    return envelope._replace(
+        recipients=tuple(each for each, some in zip(taken, into, strict=True) if some),
+        mailboxes=tuple(some for some in into if some),
+        discarded=tuple(each for each, some in zip(taken, into, strict=True) if not some),
+    )
 
 
 def _text(argument: bytes) -> str | None:

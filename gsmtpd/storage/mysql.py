@@ -49,6 +49,7 @@ from gsmtpd.storage.mysql_connection import (
     store_error,
 )
 from gsmtpd.storage.mysql_look import check_settings, read_columns
+from gsmtpd.storage.mysql_query import Query
 from gsmtpd.storage.mysql_table import MailTable
 from gsmtpd.storage.reader import Bodies, SQLReader
 
@@ -90,7 +91,8 @@ class MySQLStore:
     """Keeps mail in the table of `database`, through a pool of at most `connections`.
 
     warn: say in the log what `prepare` finds; one worker of several is enough for that.
-    strict: also say where the server's settings do not make a COMMIT durable.
+    strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
+    threads will use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
     """
 
@@ -102,6 +104,7 @@ class MySQLStore:
         warn: bool = True,
         strict: bool = True,
         on_capacity: OnCapacity = lambda size: None,
+        lookups: int = 0,
     ) -> None:
         self._database = database
         self._rows = rows
@@ -119,7 +122,7 @@ class MySQLStore:
         # and a rollback that fails lets DBUtils connect again.
         self._pool = PooledDB(
             self._connector.connect,
-            maxconnections=connections,
+            maxconnections=connections + lookups,
             reset=False,
             ping=0,
             failures=_FAILURES,
@@ -183,6 +186,10 @@ class MySQLStore:
                 return [Copy(*row) for row in cursor.fetchall()]
         except (pymysql.MySQLError, OSError) as error:
             raise store_error(error, self._database) from error
+
+    def query(self, sql: str) -> Callable[[str], bool]:
+        """Whether the statement finds a row for its parameter. What is called raises StoreError."""
+        return Query(self._connection, self._database, sql).finds
 
     def close(self) -> None:
         """Close the pool's connections."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pymysql
 
+from gsmtpd.complaints import Complaints
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mysql_connection import (
     ALTERED,
@@ -25,7 +26,7 @@ from gsmtpd.storage.mysql_connection import (
     code_of,
     explain,
 )
-from gsmtpd.storage.upkeep import AFTER_DENIED, AFTER_TROUBLE, Complaints
+from gsmtpd.storage.upkeep import AFTER_DENIED, AFTER_TROUBLE
 
 NOT_ROWS = 1665  # a statement-based binary log, which READ COMMITTED cannot be written to
 _AFTER_LOSS = 5.0  # seconds

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pymysql
 
+from gsmtpd.complaints import Complaints
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mysql_connection import DENIED, code_of
 from gsmtpd.storage.mysql_link import Link
 from gsmtpd.storage.shelf import ATTACHMENTS, Deleted, Found, SQLShelf
-from gsmtpd.storage.upkeep import Complaints
 
 _LOOK_AGAIN = 600.0  # seconds; by then somebody may have made the index or the table that lacked
 _MOMENTS = ("datetime", "timestamp")

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import pymysql
 
+from gsmtpd.complaints import Complaints
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mysql_connection import DENIED, RETRY, code_of
 from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.retention import LATE, Times
 from gsmtpd.storage.shelf import ATTACHMENTS
-from gsmtpd.storage.upkeep import NOT_OURS, Chore, Complaints
+from gsmtpd.storage.upkeep import NOT_OURS, Chore
 
 _log = logging.getLogger(__name__)
 

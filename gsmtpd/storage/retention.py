@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pymysql
 
+from gsmtpd.complaints import Complaints
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mysql_connection import RETRY, Database, code_of, store_error
@@ -22,7 +23,7 @@ from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.shelf import BEGINNING, Mark, Shelf
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
-from gsmtpd.storage.upkeep import AFTER_TROUBLE, NOT_OURS, Chore, Complaints
+from gsmtpd.storage.upkeep import AFTER_TROUBLE, NOT_OURS, Chore
 
 LATE = 120.0  # seconds; by then mail that was received is committed or never will be
 GRACE = 7200.0  # seconds that the end of an hour's partition is waited for before rows are deleted

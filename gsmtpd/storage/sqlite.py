@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from gsmtpd.message.row import COLUMNS, Message, RowMaker
@@ -204,6 +204,22 @@ class SQLiteStore:
             return [Copy(*row) for row in connection.execute(rows_of("new_mail", "?", ids), ids)]
         except sqlite3.Error as error:
             raise store_error(self._path, error) from error
+
+    def query(self, sql: str) -> Callable[[str], bool]:
+        """Whether the statement finds a row for its parameter. What is called raises StoreError.
+
+        sql: with "%s" for the parameter and "%%" for a percent sign, as for MySQL.
+        """
+        own = sql % "?"
+
+        def finds(value: str) -> bool:
+            try:
+                found = self._connection().execute(own, (value,)).fetchone()
+            except sqlite3.Error as error:
+                raise store_error(self._path, error) from error
+            return found is not None
+
+        return finds
 
     def close(self) -> None:
         """Close all connections; the last one of all processes empties and removes the WAL."""

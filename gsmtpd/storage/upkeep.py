@@ -37,16 +37,19 @@ class Chore(Protocol):
 
 
 class Upkeep:
-    """Does `chores` in one thread. Start it behind the fork, in one process of several."""
+    """Does `chores` in one thread, called `name`. Start it behind the fork."""
 
     def __init__(
-        self, chores: Sequence[Chore], clock: Callable[[], float] = time.monotonic
+        self,
+        chores: Sequence[Chore],
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "upkeep",
     ) -> None:
         self._chores = list(chores)
         self._clock = clock
         self._stopped = threading.Event()
         self._failed: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Start the thread; every chore is called at once."""
@@ -86,26 +89,7 @@ class Upkeep:
         except Exception as error:
             # The whole traceback once; the same again each minute would bury the rest of the log.
             text = f"{chore.name}: {error!r}"
-            _log.error("upkeep: %s", text, exc_info=None if text in self._failed else error)
+            known = text in self._failed
+            _log.error("%s: %s", self._thread.name, text, exc_info=None if known else error)
             self._failed.add(text)
             return _AFTER_EXCEPTION
-
-
-class Complaints:
-    """Says a trouble of the chore `name` once, and once that it is over."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._said: str | None = None
-
-    def say(self, text: str) -> None:
-        """Log `text`, unless it was the last that was said."""
-        if text != self._said:
-            self._said = text
-            _log.warning("%s: %s", self._name, text)
-
-    def over(self) -> None:
-        """Log that what was said is no longer so."""
-        if self._said is not None:
-            self._said = None
-            _log.warning("%s: it works again", self._name)

@@ -31,7 +31,7 @@ SECOND_WRITER_FROM = MAX_BATCH_ROWS
 GATHER_FROM = 5
 GATHER = 0.002  # seconds
 BUSY_FOR = 0.01  # seconds behind such a batch; a message that comes later is written at once
-# Octets of a message, times recipients, up to which its rows are made by the thread that received
+# Octets of a message, times its copies, up to which its rows are made by the thread that received
 # it, while its bytes are in that core's cache: 10 to 30 us a message less than in a writer thread.
 ENCODE_AT_ONCE = 65536
 # Octets of a message up to which that thread reads it, too. Bigger ones are read, and compressed,
@@ -117,7 +117,7 @@ class GroupCommitWriter:
     def _enqueue(self, job: Job) -> None:
         """Make what can be made before the transaction, and have it written."""
         message = job.message
-        at_once = len(message.content) * len(message.envelope.recipients) <= ENCODE_AT_ONCE
+        at_once = len(message.content) * message.envelope.copies <= ENCODE_AT_ONCE
         letter = self._store.encode(message) if at_once else self._store.read(message)
         # Atomic; and a writer looks again before it sleeps, so a busy one needs no call.
         self._waiting.append((job, letter))
@@ -247,9 +247,9 @@ class GroupCommitWriter:
                 expired.append(job)
                 continue
             batch.append((job, letter))
-            recipients = len(job.message.envelope.recipients)
-            rows += recipients
-            size += len(job.message.content) * recipients
+            copies = job.message.envelope.copies
+            rows += copies
+            size += len(job.message.content) * copies
         if expired:
             _log.error("store: %d messages waited over %g s", len(expired), GIVE_UP_AFTER)
             _hand_back(expired)

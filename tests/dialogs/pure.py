@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from gsmtpd.policy.domains import DomainPolicy
+from gsmtpd.policy.decision import Policy, decide
+from gsmtpd.policy.domains import DomainSet
+from gsmtpd.policy.questions import Answer, Question, Unanswered
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
@@ -27,7 +29,7 @@ class PureClient:
     ) -> None:
         self.session = Session(rules or Rules(HOST_NAME))
         self.events: list[Event] = []
-        self._policy = DomainPolicy(accept)
+        self._policy = Policy(DomainSet(accept))
         self._ids = map(str, count(1))
         self._store = store or (lambda _: queued(next(self._ids)))
 
@@ -51,8 +53,13 @@ class PureClient:
     def decide(self, event: Event) -> Reply:
         """What a server says to `event`."""
         if isinstance(event, RecipientAsked):
-            return self._policy.recipient(event.recipient)
+            return decide(self._policy, event.recipient, "192.0.2.1", nobody).reply
         return self._store(event)
+
+
+def nobody(question: Question) -> Answer:
+    """Whom to ask where nothing has to be asked."""
+    raise Unanswered(question)
 
 
 def client_of(options: Options) -> PureClient:

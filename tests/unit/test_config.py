@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from gsmtpd import config
 from gsmtpd.config import Address, BodyAddress, Config, ConfigError, Keep, MySQLHost
-from gsmtpd.config_checks import CHECKS, Validator
-from gsmtpd.config_file import MANY, Place, Report, check_name
+from gsmtpd.config_checks import CHECKS, ValidateError, Validator, written
+from gsmtpd.config_file import MANY, Place, Report, check_name, settle
 from gsmtpd.config_file import settings as spec_places
 from gsmtpd.smtp.address import parse_domain
 
@@ -104,6 +104,8 @@ GOOD = [
     ("domains", "accept", "münchen.example", ("xn--mnchen-3ya.example",)),
     ("domains", "accept", "[127.0.0.1], [ipv6:0::1]", ("[127.0.0.1]", "[IPv6:::1]")),
     ("domains", "accept", "my_host.example", ("my_host.example",)),
+    ("domains", "accept", "*, .A.example, *.b.example.", ("*", ".a.example", "*.b.example")),
+    ("domains", "accept", "@/etc/domains, @/etc/more", ("@/etc/domains", "@/etc/more")),
     ("domains", "primary_domain", "Example.com", "example.com"),
     ("domains", "primary_domain", "", None),
     ("limits", "max_size", "64K", 65536),
@@ -196,7 +198,7 @@ def test_what_is_dumped_loads_equal(
 # Values that are refused
 
 HOST_PORT = '"{}" is not an address; write host:port or [ipv6]:port'
-LATER = '"{}" is not supported in this version; write each domain by its full name'
+ONE = '"{}" is not one domain; write each domain here by its full name'
 DURATION = (
     '"{}" is not a duration; write a number of seconds, or one with ms, s, m, h or d, e.g. 30m'
 )
@@ -229,16 +231,15 @@ BAD = [
     ("listen.mx", "address", "a.b:65536", '"a.b:65536" has no good port'),
     ("listen.mx", "address", "300.1.1.1:25", '"300.1.1.1" is not a domain name'),
     ("listen.mx", "address", "a:25, a:25", "a:25 is also in [[mx]]; write it once"),
-    ("domains", "accept", "*", LATER.format("*")),
-    ("domains", "accept", "*.example.com", LATER.format("*.example.com")),
-    ("domains", "accept", ".example.com", LATER.format(".example.com")),
-    ("domains", "accept", "@/etc/domains", LATER.format("@/etc/domains")),
+    ("domains", "accept", "*x.example", '"*x.example" is not a pattern; write *.example'),
+    ("domains", "accept", "@etc/domains", '"@etc/domains" is not a domain; write it without @'),
+    ("domains", "accept", "/etc/domains", '"/etc/domains" is a file; write @/etc/domains'),
     ("domains", "accept", "127.0.0.1", '"127.0.0.1" is not a domain; write [127.0.0.1]'),
     ("domains", "accept", "::1", '"::1" is not a domain; write [IPv6:::1]'),
     ("domains", "accept", "[::1]", '"[::1]" is not an address literal; write [IPv6:::1]'),
     ("domains", "accept", "[x]", '"[x]" is not an address literal; write one like [127.0.0.1] or'),
     ("domains", "primary_domain", "a.example, b.example", '"a.example, b.example" is not a domain'),
-    ("domains", "primary_domain", "*.example", LATER.format("*.example")),
+    ("domains", "primary_domain", "*.example", ONE.format("*.example")),
     ("limits", "max_size", "10 potatoes", SIZE.format("10 potatoes")),
     ("limits", "max_size", "10MB", SIZE.format("10MB")),
     ("limits", "max_size", "-1", SIZE.format("-1")),
@@ -263,7 +264,7 @@ BAD = [
     ("store", "keep", "1h, example.com", '"example.com" lacks its domain or its time; write e.g.'),
     ("store", "keep", "1h, example.com x", '"x" is not a duration'),
     ("store", "keep", "1h, a.example 1h, a.example 2h", '"a.example" is there twice; write it'),
-    ("store", "keep", "1h, *.example 1h", '"*.example" is not supported in this version'),
+    ("store", "keep", "1h, *.example 1h", ONE.format("*.example")),
     ("store", "dedupe_window", "8d", '"8d" is too big; write 1s to 7d'),
     ("store.mysql", "partition", "day", '"day" is not possible; write no or hour'),
     ("store.body", "backend", "disk", '"disk" is not possible; write none, memcached or redis'),
@@ -314,8 +315,8 @@ def test_the_same_value_is_refused_in_the_environment(
 
 
 def test_a_list_reports_each_bad_item(refused: Refuser) -> None:
-    problems = refused("[domains]\naccept = *.x, ok.example, a..b\n")
-    assert [p.partition(" accept: ")[2][:6] for p in problems] == ['"*.x" ', '"a..b"']
+    problems = refused("[domains]\naccept = *x.y, ok.example, a..b\n")
+    assert [p.partition(" accept: ")[2][:6] for p in problems] == ['"*x.y"', '"a..b"']
 
 
 @pytest.mark.parametrize("text", ["a.example", "[127.0.0.1]", "[ipv6:0::1]", "X_y.Example"])
@@ -397,7 +398,7 @@ file = "x
 level = info
 [colours]
 [domains]
-accept = *
+accept = a.*
 """
     environ = {"GSMTPD_LOG_FORMAT": "xml", "GSMTPD_LOG_FROMAT": "json"}
     places = [p.split(" ")[0] for p in refused(text, environ)]
@@ -746,6 +747,115 @@ def test_every_key_of_the_spec_has_a_comment_and_a_check() -> None:
         assert check_name(section[place.key]) in CHECKS
 
 
+FAST = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+# Who may receive, and from whom
+
+CHECKED = [
+    ("query", "", ""),
+    ("query", "select 1 from t where a = %s ;", "select 1 from t where a = %s"),
+    ("query", "SELECT 1\n  FROM t\nWHERE a = %s", "SELECT 1 FROM t WHERE a = %s"),
+    ("query", "WITH x AS (SELECT 1) SELECT * FROM x WHERE %s LIKE '%%.x'", None),
+    ("query", "SELECT 1 FROM \"t\" WHERE `a#b` = %s AND c = '#;--/*'", None),
+    ("query", "SELECT 1 FROM t WHERE a = %s AND b = 'it''s # '''", None),
+    ("yes_no", "Yes", True),
+    ("yes_no", "no", False),
+    ("resolver", "", ""),
+    ("resolver", "192.0.2.53", ("192.0.2.53", 53)),
+    ("resolver", "[2001:db8::53]:5353", ("2001:db8::53", 5353)),
+    ("resolver", "DNS.example.com:54", ("dns.example.com", 54)),
+    ("dnsbl_list", "ZEN.example.org., b.example=127.0.0.2",
+     ("zen.example.org", "b.example=127.0.0.2")),
+    ("network_list", "10.0.0.0/8, ::ffff:192.0.2.1, @/a b", ("10.0.0.0/8", "192.0.2.1", "@/a b")),
+    ("network_list", "", ()),
+    ("address_pattern_list", "U@Example.com, Bob, @Example.com, @/a#b",
+     ("u@example.com", "bob", "@example.com", "@/a#b")),
+    ("address_pattern_list", "o'brien@example.com, a#b", ("o'brien@example.com", "a#b")),
+    ("local_part_list", "Postmaster, abuse, POSTMASTER", ("postmaster", "abuse")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "text", "wanted"), CHECKED)
+def test_a_check_brings_a_value_into_one_form(check: str, text: str, wanted: object) -> None:
+    found = Validator(CHECKS).check(check, text)
+    assert (found or text) == (wanted or text)
+    assert type(found) is not str or found == found.strip()
+
+
+PERCENT = "; write %% for a percent sign"
+UNFIT = [
+    ("query", "DELETE FROM t", '"DELETE FROM t" is not a query; write one that begins with SELECT'),
+    ("query", "SELECTED", "is not a query"),
+    ("query", "SELECT 1", "has %s nowhere; write it once, where the value belongs"),
+    ("query", "SELECT %s, %s", "has %s 2 times; write it once"),
+    ("query", "SELECT '%s'", "has %s within quotes; write %s without quotes"),
+    ("query", 'SELECT "%s"', "has %s within quotes; write %s without quotes"),
+    ("query", "SELECT `x%s`", "has %s within quotes; write %s without quotes"),
+    ("query", "SELECT %d", f'has "%d"{PERCENT}'),
+    ("query", "SELECT %s LIKE '%x'", f'has "%x"{PERCENT}'),
+    ("query", "SELECT %s %", f'has "%"{PERCENT}'),
+    ("query", "SELECT %%s", "has %s nowhere"),
+    ("query", "SELECT %s; DROP TABLE t;", "has more than one statement; write one, without ;"),
+    ("query", "SELECT %s -- x", "has a comment (--); write it without"),
+    ("query", "SELECT %s /* x */", "has a comment (/*); write it without"),
+    ("query", "SELECT %s # x", "has a comment (#); write it without"),
+    ("query", "SELECT %s = 'x", "has a quote that is not closed; close it"),
+    ("query", "SELECT \"a\" = %s = '#'''", "has #, \" and '''; write it without one of them"),
+    ("yes_no", "true", '"true" is not possible; write yes or no'),
+    ("resolver", "::1", '"::1" is ambiguous; write an IPv6 address in brackets'),
+    ("resolver", "x:0", '"x:0" has no good port; write 1 to 65535 after the :'),
+    ("dnsbl_list", "a b", '"a b" is no DNS zone; write a name such as zen.example.org'),
+    ("dnsbl_list", "a.b=192.0.2.1", '"192.0.2.1" is no answer of a blocklist; write an address'),
+    ("network_list", "10.0.0.1/8", '"10.0.0.1/8" has bits set beyond its /8; write 10.0.0.0/8'),
+    ("network_list", "@a", '"@a" is not a network; write one like 192.0.2.0/24'),
+    ("address_pattern_list", '"a b"@x, y', "has quotes; write it in a file, and @/path/of/file"),
+    ("address_pattern_list", "*@x", '"*@x" is not an address; write @x for all of a domain'),
+    ("local_part_list", "a@b", '"a@b" is not a local part; write user'),
+    ("local_part_list", "@/etc/x", '"@/etc/x" is not a local part; write user'),
+]
+
+
+@pytest.mark.parametrize(("check", "text", "wrong"), UNFIT)
+def test_a_check_says_what_would_be_right(check: str, text: str, wrong: str) -> None:
+    with pytest.raises(ValidateError) as caught:
+        Validator(CHECKS).check(check, text)
+    assert wrong in caught.value.args[0]
+
+
+WRITTEN = ["query", "yes_no", "resolver", "dnsbl_list", "network_list", "address_pattern_list",
+           "local_part_list", "domain_pattern_list"]  # fmt: skip
+VALUES = st.lists(
+    st.sampled_from(
+        ["SELECT %s ", "'", '"', "`", "#", "'''", "%%", ";", ",", ", ", "\n", "a", "o'b@x", "a#b"]
+        + ["@/a", "@/a'b", "*.x", "yes", "127.0.0.1", "x=127.0.0.1", "[::1]:5", "'a", "b'", " = "]
+    ),
+    max_size=8,
+).map("".join)
+QUERIES = st.lists(st.sampled_from(["'a'", "'#'", "''", '"b"', '"#"', "'\"'", " "])).map(
+    lambda parts: f"SELECT %s {''.join(parts)}"
+)
+
+
+@FAST
+@given(check=st.sampled_from(WRITTEN), text=VALUES | QUERIES)
+def test_what_is_written_is_read_again(check: str, text: str) -> None:
+    validator = Validator(CHECKS)
+    try:
+        value = validator.check(check, text)
+    except ValidateError as error:
+        assert all(isinstance(problem, str) for problem in error.args)
+        return
+    lines = ["[x]", f"key = {written(check, value)}"]
+    spec = ConfigObj(["[x]", f"key = {check}"], list_values=False, _inspec=True)
+    tree, report = ConfigObj(lines, interpolation=False, list_values=False), Report("x", lines)
+    settle(tree, spec, report)
+    report.raise_problems()
+    assert validator.check(check, tree["x"]["key"]) == value
+
+
 # Whatever the bytes
 
 FRAGMENTS = st.sampled_from(
@@ -758,9 +868,6 @@ FILES_AT_RANDOM = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
     st.lists(FRAGMENTS, max_size=60).map(lambda parts: "".join(parts).encode()),
-)
-FAST = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

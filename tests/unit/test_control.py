@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -33,14 +34,19 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         self.server = ControlServer(self.path, self.selector, self._handle)
         self._held: list[Answer] = []
+        self.long = ""  # what else it says to "release"
 
-    def _handle(self, command: str, answer: Answer) -> None:
+    def _handle(self, command: str, about: str, answer: Answer) -> None:
         self.asked.append(command)
+        if about:
+            answer({"said": about})
+            return
         if command == "hold":
             self._held.append(answer)
             return
+        more = {"long": self.long} if self.long else {}
         for held in [*self._held, answer] if command == "release" else [answer]:
-            held({"said": command})
+            held({"said": command} | (more if command == "release" else {}))
 
     def round(self, seconds: float = 0.0) -> None:
         """What the master does in a round."""
@@ -163,6 +169,44 @@ def test_a_server_that_is_silent(tmp_path: Path) -> None:
             ask(str(path), "status", 0.1)
 
 
+def test_what_it_is_about(served: Loop) -> None:
+    about = "Jörg \u2028 \U0001f4e7\n@example.com"
+    assert ask(served.path, "why", 5, about) == {"said": about}
+    assert served.asked == ["why"]
+
+
+def test_an_answer_that_the_socket_does_not_hold_at_once(served: Loop) -> None:
+    long = "x" * 3_000_000
+    with connected(served) as slow, connected(served) as gone, connected(served) as waiting:
+        for client in (slow, gone, waiting):
+            client.sendall(b'{"command": "hold"}\n')
+        wait_for(lambda: len(served.asked) == 3)
+        served.long = long
+        assert ask(served.path, "release", 5) == {"said": "release", "long": long}
+        gone.recv(1000)
+        gone.close()
+        assert said(slow) == {"said": "release", "long": long}
+        assert ask(served.path, "status", 5) == {"said": "status"}, "it waits for nobody"
+        assert said(waiting) == {"said": "release", "long": long}
+
+
+def test_who_does_not_read_is_hung_up_on(served: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected(served) as client:
+        client.sendall(b'{"command": "hold"}\n')
+        wait_for(lambda: served.asked == ["hold"])
+        served.long = "x" * 3_000_000
+        ask(served.path, "release", 5)
+        client.sendall(b'{"command": "status"}\n')  # is no question any more
+        monkeypatch.setattr(control, "SILENCE", -1.0)
+        served.server.sweep()
+        octets = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := client.recv(65536):
+                octets += more
+        assert 0 < len(octets) < len(served.long)
+    assert served.asked == ["hold", "release"]
+
+
 # --- who is rude ----------------------------------------------------------------------------------
 
 
@@ -178,6 +222,7 @@ def test_a_server_that_is_silent(tmp_path: Path) -> None:
         b"{}\n",
         b'{"command": null}\n',
         b'{"command": ["status"]}\n',
+        b'{"command": "what", "about": ["stop", {}]}\n',
         b"[" * 4000 + b"\n",
         b"9" * 4000 + b"\n",
         b'{"command": "\\ud800"}\n',

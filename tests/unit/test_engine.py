@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from gsmtpd import app
+from gsmtpd.app_policy import make_policy
 from gsmtpd.config import load
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counters
@@ -22,7 +23,9 @@ def test_who_has_retired_accepts_nobody() -> None:
         counters = Counters()
         listeners = open_listeners(app.wanted(config))
         logs = Logs(str(files.log), "error", "logfmt")
-        engine = app.make_engine(config, listeners, counters, counters.take(1), logs, True)
+        engine = app.make_engine(
+            config, listeners, make_policy(config), counters, counters.take(1), logs, True
+        )
         engine.start()
         with socket.create_connection(files.address) as client:
             assert client.recv(4) == b"220 "

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gsmtpd.maillog import (
     MAX_FIELD,
+    MAX_RECORDS,
     NO_TLS,
     LineFormatter,
     MailLog,
@@ -229,6 +231,166 @@ def test_closed() -> None:
     first = {"result": "closed", "client": "192.0.2.1", "reply": str(reply.NOT_SMTP), "tls": "no"}
     second = first | {"helo": "client.example.org", "reply": str(reply.TIMED_OUT)}
     assert fields == [first, second]
+
+
+def discarding(accepted: tuple[Mailbox, ...] = ()) -> Message:
+    """A message that is thrown away for two, and kept for `accepted`."""
+    message = a_message()
+    thrown = (Mailbox("x", "example.com"), Mailbox("Y", "example.com"))
+    return message._replace(
+        envelope=message.envelope._replace(recipients=accepted, discarded=thrown)
+    )
+
+
+def test_discarded() -> None:
+    written = Written()
+    written.log.discarded(discarding(), reply.OK, 0.0123)
+    fields = parsed(written.lines()[0])
+    assert TIME.fullmatch(fields.pop("time"))
+    assert fields == {
+        "result": "discarded",
+        "id": "id1",
+        "client": "192.0.2.1",
+        "helo": "client.example.org",
+        "from": "<sender@example.org>",
+        "to": "x@example.com,Y@example.com",
+        "recipients": "2",
+        "size": "3",
+        "reply": "250",
+        "delay": "0.012",
+        "tls": "no",
+    }
+
+
+def test_a_message_may_be_kept_for_some_and_thrown_away_for_others() -> None:
+    written = Written()
+    message = discarding(accepted=(U,))
+    written.log.message(message, reply.OK, 0.0)
+    written.log.discarded(message, reply.OK, 0.0)
+    kept, thrown = map(parsed, written.lines())
+    assert (kept["result"], kept["to"], kept["recipients"]) == ("accepted", str(U), "1")
+    assert (thrown["result"], thrown["recipients"]) == ("discarded", "2")
+    assert kept["id"] == thrown["id"]
+
+
+def test_but_it_is_refused_for_all() -> None:
+    written = Written()
+    written.log.message(discarding(accepted=(U,)), reply.NO_SPACE, 0.0)
+    fields = parsed(written.lines()[0])
+    assert fields["to"] == "u@example.com,x@example.com,Y@example.com"
+
+
+# What is remembered
+
+
+class Remembered(Written):
+    """A mail log, and what it hands on to be remembered."""
+
+    def __init__(self, **options: object) -> None:
+        self.pieces: list[bytes] = []
+        super().__init__(recent=self.pieces.append, **options)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far."""
+        self.log.flush()
+        assert all(piece.endswith(b"\n") and piece.isascii() for piece in self.pieces)
+        return [json.loads(line) for line in b"".join(self.pieces).splitlines()]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("line", [logfmt, json_line])
+def test_what_was_not_simply_stored_is_remembered(enabled: bool, line: Line) -> None:
+    written = Remembered(enabled=enabled, line=line)
+    log, message = written.log, a_message()
+    log.message(message, reply.OK, 0.0)
+    log.message(message, reply.NO_SPACE, 0.0)
+    log.duplicate(message, "id0", reply.OK, 0.0)
+    log.stored_unheard(message, 0.0)
+    log.discarded(discarding(), reply.OK, 0.0)
+    log.refused("192.0.2.2", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))))
+    log.closed("192.0.2.1", "h", reply.TIMED_OUT)
+    records = written.records()
+    results = ["refused", "duplicate", "stored_unheard", "discarded", "refused", "closed"]
+    assert [record["result"] for record in records] == results
+    ends = ["192.0.2.1", "sender@example.org", "u@example.com"]
+    thrown = [*ends[:2], "x@example.com", "y@example.com"]
+    rcpt = ["192.0.2.2", "<>", "u@example.com"]
+    assert [r.pop("keys") for r in records] == [ends, ends, ends, thrown, rcpt, ends[:1]]
+    if enabled and line is json_line:
+        lines = [json.loads(text) for text in written.lines()]
+        assert lines[1:] == records
+    assert len(written.lines()) == (7 if enabled else 0)
+
+
+def test_mail_for_an_alias_is_remembered() -> None:
+    written = Remembered()
+    message = a_message(recipients=2)
+    other, third = Mailbox("Other", "example.com"), Mailbox("third", "example.com")
+    envelope = message.envelope._replace(mailboxes=((U,), (other, third, U)))
+    written.log.message(message._replace(envelope=envelope), reply.OK, 0.0)
+    written.log.message(message._replace(envelope=envelope), reply.NO_SPACE, 0.0)
+    accepted, refused = written.records()
+    assert accepted["result"] == "accepted"
+    assert accepted["mailboxes"] == "Other@example.com,third@example.com"
+    assert accepted["keys"][2:] == ["u@example.com", "other@example.com", "third@example.com"]
+    assert "mailboxes" not in refused
+    assert "mailboxes" not in written.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("FROM:<a@@B>", "a@@b"),
+        ("FROM:<A@b> SIZE=x", "a@b"),
+        ("FROM:", "from:"),
+        ("<>", "<>"),
+        ("<a@b>", "a@b"),
+        ('<"<a>"@b>', '"<a>"@b'),
+        ("<" + "x" * 600 + ">", "x" * 512),
+    ],
+)
+def test_what_cannot_be_read_is_found_as_well(said: str, key: str) -> None:
+    written = Remembered()
+    quoted = Mailbox('"<a>"', "b")
+    refusal = Refusal(reply.BAD_SENDER, False, "h", About(said, (quoted,)))
+    written.log.refused("192.0.2.1", refusal)
+    assert [*dict.fromkeys(["192.0.2.1", key, '"<a>"@b'])] == written.records()[0]["keys"]
+
+
+def test_a_record_has_all_recipients_but_no_more_than_1000_keys() -> None:
+    written = Remembered()
+    many = tuple(Mailbox(f"u{n}", "example.com") for n in range(2000))
+    message = a_message()
+    envelope = message.envelope._replace(recipients=many)
+    written.log.message(message._replace(envelope=envelope), reply.NO_SPACE, 0.0)
+    (record,) = written.records()
+    assert record["recipients"] == 2000
+    assert len(record["keys"]) == 1000
+    assert record["keys"][-1] == "u997@example.com"
+
+
+def test_a_flood_between_two_flushes_is_cut_and_counted() -> None:
+    written = Remembered()
+    for _ in range(10_000):
+        written.log.closed("192.0.2.1", "", reply.TIMED_OUT)
+    *records, last = written.records()
+    assert len(written.pieces) == 1
+    assert len(written.pieces[0]) < MAX_RECORDS + 1000
+    assert last == {"lost": 10_000 - len(records)}
+    assert len(records) > 100
+    assert len(written.lines()) == 10_000
+    written.log.closed("192.0.2.2", "", reply.TIMED_OUT)
+    assert written.records()[-1]["client"] == "192.0.2.2", "the next flush has room again"
+
+
+@given(helo=st.text(max_size=600), local=st.text(max_size=100))
+def test_a_client_forges_no_record(helo: str, local: str) -> None:
+    written = Remembered()
+    recipients = (Mailbox(local, "example.com"), f"TO:<{local}>")
+    about = About(f"FROM:{local}", recipients)
+    written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, helo, about))
+    (record,) = written.records()
+    assert record["keys"][0] == "192.0.2.1"
 
 
 # Refusals: a session notes them, the log has a line for each.
@@ -480,6 +642,7 @@ def test_a_log_that_is_off_gathers_nothing() -> None:
     written.log.message(a_message(), reply.OK, 0.0)
     written.log.message(a_message(), reply.NO_SPACE, 0.0)
     written.log.stored_unheard(a_message(), 0.0)
+    written.log.discarded(discarding(), reply.OK, 0.0)
     written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))))
     written.log.closed("192.0.2.1", "h", reply.TIMED_OUT)
     assert written.lines() == []

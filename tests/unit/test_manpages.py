@@ -215,7 +215,7 @@ def test_the_synopsis_of_gsmtpctl_has_each_command() -> None:
     assert options(forms[-1]) | {"-c"} == set(flags(ctl.parser()))
 
 
-@pytest.mark.parametrize(("page", "others"), [("gsmtpd.8", {70}), ("gsmtpctl.8", {130})])
+@pytest.mark.parametrize(("page", "others"), [("gsmtpd.8", {70}), ("gsmtpctl.8", {1, 130})])
 def test_each_exit_code_is_there(page: str, others: set[int]) -> None:
     codes = {value for name, value in vars(cli).items() if name.startswith("EX_")}
     assert {int(item.head) for item in items(page, "EXIT STATUS")} == codes | others
@@ -254,6 +254,7 @@ def logged() -> list[dict[str, Any]]:
     log.message(message, reply.STORAGE_TROUBLE, 0.1)
     log.duplicate(message, "1b", reply.queued("1b"), 0.1)
     log.stored_unheard(message, 0.1)
+    log.discarded(message, reply.queued("1a"), 0.1)
     log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "x", About("<>", (recipient,), 1)))
     log.closed("192.0.2.1", "x", reply.TIMED_OUT)
     log.flush()

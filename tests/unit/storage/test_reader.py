@@ -346,3 +346,68 @@ def test_gaps_and_what_comes_meanwhile(database: Database, monkeypatch: pytest.M
     database.insert(mail_id=2**62 + 1)
     database.execute("DELETE FROM new_mail WHERE mail_id = 8")
     assert [1, *found] == [number for number in numbers if number != 8]
+
+
+# --- for an address -------------------------------------------------------------------------------
+
+
+def for_address(database: Database, address: str, limit: int = 100) -> list[int]:
+    return [mail.mail_id for mail in database.reader.for_address(address, limit)]
+
+
+def test_mail_for_an_address(database: Database) -> None:
+    own = {"recipient": "Bob@example.com", "to": "bob@example.com"}
+    other = {"recipient": "x@example.com", "to": "x@example.com"}
+    alias = {"recipient": "info@example.com", "to": "BOB@example.com"}
+    tagged = {"recipient": "bob+tag@example.com", "to": "bob@example.com"}
+    for row in (own, other, alias, tagged, other, own):
+        database.insert(**row)
+    assert for_address(database, "bob@Example.com") == [1, 3, 4, 6]
+    assert for_address(database, "bob@example.com", 2) == [4, 6]
+    assert for_address(database, "INFO@example.com") == [3]
+    assert for_address(database, "bob+tag@example.com", 1) == [4]
+    assert for_address(database, "nobody@example.com") == []
+
+
+def test_an_address_is_no_pattern(database: Database) -> None:
+    names = ("a_b", "axb", "a%b", "a!b", "a\\b", "'")
+    for name in names:
+        database.insert(recipient=f"{name}@example.com", to="x@example.com")
+    for number, name in enumerate(names, 1):
+        assert for_address(database, f"{name}@example.com") == [number]
+    for pattern in ("%", "a_b@example.c_m", "_x_@example.com", ""):
+        assert for_address(database, pattern) == []
+
+
+def test_an_address_is_looked_up_in_the_indexes(database: Database) -> None:
+    """What it costs is not to grow with the mail that others have."""
+    for number in range(2000):
+        database.insert(recipient=f"u{number}@example.com", to=f"u{number}@example.com")
+    asked: list[tuple[str, tuple[object, ...]]] = []
+    reader = database.reader
+    query = reader._query
+
+    def spy(sql: str, *values: object) -> list[tuple[Any, ...]]:
+        asked.append((sql, values))
+        return query(sql, *values)
+
+    reader._query = spy  # type: ignore[method-assign]
+    assert [mail.mail_id for mail in reader.for_address("u7@example.com", 20)] == [8]
+    assert len(asked) == 3
+    explain = "EXPLAIN QUERY PLAN" if database.mark == "?" else "EXPLAIN"
+    for (sql, values), name in zip(asked, ("recipient", "to"), strict=False):
+        plan = " ".join(map(str, query(f"{explain} {sql}", *values)))
+        if database.mark == "?":
+            assert f"USING COVERING INDEX new_mail_{name}" in plan
+        else:
+            assert f"'range', '{name}', '{name}'" in plan, plan
+
+
+def test_an_old_table_has_what_it_has(database: Database) -> None:
+    key = "INTEGER PRIMARY KEY" if database.mark == "?" else "int PRIMARY KEY AUTO_INCREMENT"
+    database.replace_table(f"mail_id {key}, mail longblob, `to` varchar(255)")
+    database.insert({"mail": MAIL, "to": "bob@example.com"})
+    assert for_address(database, "bob@example.com") == [1]
+    database.replace_table(f"mail_id {key}, mail longblob")
+    database.insert({"mail": MAIL})
+    assert for_address(database, "bob@example.com") == []

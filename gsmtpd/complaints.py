@@ -1,0 +1,27 @@
+"""What should the operator be told once, and not again each second?"""
+
+from __future__ import annotations
+
+import logging
+
+_log = logging.getLogger(__name__)
+
+
+class Complaints:
+    """Says a trouble of `name` once, and once that it is over."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said: str | None = None
+
+    def say(self, text: str) -> None:
+        """Log `text`, unless it was the last that was said."""
+        if text != self._said:
+            self._said = text
+            _log.warning("%s: %s", self._name, text)
+
+    def over(self) -> None:
+        """Log that what was said is no longer so."""
+        if self._said is not None:
+            self._said = None
+            _log.warning("%s: it works again", self._name)

@@ -1,0 +1,159 @@
+"""What is configured? The sections of gsmtpd.conf as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gsmtpd.config_checks import Address, BodyAddress, Keep, MySQLHost, NameServer
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """[server]; processes and threads are None for auto."""
+
+    host_name: str
+    processes: int | None
+    threads: int | None
+    user: str
+    group: str
+    pid_file: str
+    control_socket: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """A [[name]] in [listen]."""
+
+    name: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainsConfig:
+    """[domains]: names in lower case and A-labels, address literals in canonical form.
+
+    accept: also patterns, and "@/path" of a file of them.
+    """
+
+    accept: tuple[str, ...]
+    query: str
+    primary_domain: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientsConfig:
+    """[recipients]; query_ttl in seconds. accept may have "@/path" of a file."""
+
+    accept: tuple[str, ...]
+    query: str
+    query_ttl: float
+    unknown: str
+    plus_tags: bool
+    aliases: str
+    always_accept: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsConfig:
+    """[clients]; dnsbl_timeout in seconds. allow and deny may have "@/path" of a file."""
+
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    dnsbl: tuple[str, ...]
+    dnsbl_timeout: float
+    dnsbl_resolver: NameServer | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """[limits]: bytes and seconds."""
+
+    max_size: int
+    max_clients: int
+    max_recipients: int
+    timeout: float
+    session_timeout: float
+    bare_newline: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContentConfig:
+    """[content]; compress is zlib's level, None for no."""
+
+    decode: str
+    compress: int | None
+    spam_score_header: str
+
+
+@dataclass(frozen=True, slots=True)
+class SQLiteConfig:
+    """[store] [[sqlite]]"""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MySQLConfig:
+    """[store] [[mysql]]; the password is read from password_file where that is set."""
+
+    hosts: tuple[MySQLHost, ...]
+    user: str
+    password: str = field(repr=False)
+    database: str
+    table: str
+    connections: int
+    partition: str = "no"
+    password_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyConfig:
+    """[store] [[body]]; ttl in seconds."""
+
+    backend: str
+    address: BodyAddress
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]; dedupe_window in seconds, None for none."""
+
+    backend: str
+    keep: Keep
+    dedupe_window: float | None
+    durability: str
+    sqlite: SQLiteConfig
+    mysql: MySQLConfig
+    body: BodyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """[log]; an empty file leaves the choice to the caller, an empty mail_file means file."""
+
+    file: str
+    mail_file: str
+    level: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. Two are equal where they mean the same, wherever they were read.
+
+    secret_files: the files in which a password stands; only the daemon may be able to read them.
+    """
+
+    path: str = field(compare=False)
+    server: ServerConfig
+    listeners: tuple[ListenerConfig, ...]
+    domains: DomainsConfig
+    recipients: RecipientsConfig
+    clients: ClientsConfig
+    limits: LimitsConfig
+    content: ContentConfig
+    store: StoreConfig
+    log: LogConfig
+    warnings: tuple[str, ...] = field(compare=False)
+    secret_files: tuple[str, ...] = field(compare=False, default=())

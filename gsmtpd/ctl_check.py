@@ -1,0 +1,172 @@
+"""What would become of mail for an address, and which line of which file decides that?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import json
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from gsmtpd import app, app_policy, cli
+from gsmtpd.config import PREFIX, Config
+from gsmtpd.config_file import Place, line_of
+from gsmtpd.policy.decision import Decision, Policy, Reason, explain
+from gsmtpd.policy.files import PARSERS, PolicyFiles
+from gsmtpd.policy.lookups import PATIENCE, Lookups
+from gsmtpd.policy.questions import Question, Unanswered
+from gsmtpd.smtp.address import Mailbox, parse_path
+from gsmtpd.wording import printable
+
+EX_NOT_STORED = 1
+
+
+def check_address(options: argparse.Namespace) -> int:
+    """gsmtpctl check-address: returns the exit code."""
+    config = cli.load(options.config)
+    if config.domains.query or config.recipients.query:
+        cli.become_owner(config)  # of the file that is asked
+    files = cli.make_policy(config)
+    policy = files.current
+    if options.client is None:
+        policy = dataclasses.replace(policy, asks_clients=False)
+    decision = _decide(config, policy, options.address, options.client or "")
+    steps = [_Step(reason, _where(config, files, reason)) for reason in decision.reasons]
+    mailboxes = _mailboxes(config, options.address, decision)
+    if options.json:
+        print(json.dumps(_as_json(options.address, decision, mailboxes, steps), indent=2))
+    else:
+        print("\n".join(_said(options.address, decision, mailboxes, steps)))
+    return cli.EX_OK if _is_stored(decision) else EX_NOT_STORED
+
+
+def address(text: str) -> Mailbox:
+    """A recipient of the command line. Raises argparse.ArgumentTypeError."""
+    bare = text.strip().removeprefix("<").removesuffix(">")
+    mailbox = parse_path(f"<{bare}>")
+    if mailbox is None:
+        raise argparse.ArgumentTypeError(
+            f"{ascii(text)} is no address; write one like user@example.com"
+        )
+    return mailbox
+
+
+def client(text: str) -> str:
+    """A client's IP address on the command line. Raises argparse.ArgumentTypeError."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{ascii(text)} is no IP address; write one like 192.0.2.1"
+        ) from None
+
+
+def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) -> Decision:
+    database = app.make_database_store(config)
+    lookups = app_policy.make_lookups(config, database)
+    lookups.start()
+    try:
+        while True:
+            try:
+                return explain(policy, recipient, client_ip, lookups.answer)
+            except Unanswered as unanswered:
+                _wait_for(lookups, unanswered.question)
+    finally:
+        lookups.stop()
+        if database is not None:
+            database.close()
+
+
+def _wait_for(lookups: Lookups, question: Question) -> None:
+    answered = threading.Event()
+    lookups.look_up(question, answered.set)
+    if not answered.wait(PATIENCE):
+        lookups.give_up(question)
+
+
+# ---- what is said ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    reason: Reason
+    where: str
+
+    def __str__(self) -> str:
+        reason = self.reason
+        item = f" {reason.item}" if reason.item else ""
+        return printable(f"{reason.says}: {reason.rule.value}{item} ({self.where})")
+
+
+def _where(config: Config, files: PolicyFiles, reason: Reason) -> str:
+    """The file and the line that decided a step, or the variable."""
+    path, line = files.source(reason)
+    if path:
+        return f"{path}, line {line}"
+    section, key = reason.rule.place
+    variable = f"{PREFIX}{section}_{key}".upper()
+    if variable in os.environ:
+        return f"the variable {variable}"
+    parse = PARSERS.get(reason.rule, str)
+    line = line_of(config.path, Place((section,), key), lambda text: _is(text, parse, reason.item))
+    return f"{config.path}, line {line}" if line else "the default"
+
+
+def _is(text: str, parse: Any, item: str) -> bool:
+    try:
+        return bool(parse(text) == item)
+    except ValueError:
+        return False
+
+
+def _is_stored(decision: Decision) -> bool:
+    return decision.reply.positive and decision.mailboxes != ()
+
+
+def _outcome(decision: Decision) -> str:
+    if decision.reply.positive:
+        return "accepted" if _is_stored(decision) else "accepted and discarded"
+    return "deferred" if decision.reply.code < 500 else "refused"
+
+
+def _mailboxes(config: Config, recipient: Mailbox, decision: Decision) -> list[str]:
+    """What the rows will have in the column `to`."""
+    if not _is_stored(decision):
+        return []
+    domain, own = config.domains.primary_domain, config.server.host_name
+    found = decision.mailboxes or (recipient,)
+    return [str(each._replace(domain=domain or each.domain or own)) for each in found]
+
+
+def _said(
+    recipient: Mailbox, decision: Decision, mailboxes: list[str], steps: list[_Step]
+) -> Iterator[str]:
+    yield f"{printable(str(recipient))}: {_outcome(decision)}"
+    yield f"  reply:      {decision.reply}"
+    for mailbox in mailboxes:
+        yield f"  stored for: {printable(mailbox)}"
+    for step in steps:
+        yield f"  because:    {step}"
+
+
+def _as_json(
+    recipient: Mailbox, decision: Decision, mailboxes: list[str], steps: list[_Step]
+) -> dict[str, Any]:
+    return {
+        "address": str(recipient),
+        "outcome": _outcome(decision),
+        "reply": str(decision.reply),
+        "mailboxes": mailboxes,
+        "reasons": [
+            {
+                "says": step.reason.says,
+                "rule": step.reason.rule.value,
+                "item": step.reason.item,
+                "where": step.where,
+            }
+            for step in steps
+        ],
+    }
