@@ -132,18 +132,32 @@ def decide(policy: Policy, recipient: Mailbox, client_ip: str, ask: Ask) -> Deci
     """What RCPT for `recipient` is answered with. Raises Unanswered, then ask and decide again."""
     if policy.by_domain_alone and policy.domains.match(recipient.domain):
         return _TAKEN
-    return explain(policy, recipient, client_ip, ask)
+    return _Case(policy, recipient, client_ip, ask, None).decide()
 
 
 def explain(policy: Policy, recipient: Mailbox, client_ip: str, ask: Ask) -> Decision:
     """As `decide`, with every reason. Raises Unanswered."""
-    return _Case(policy, recipient, client_ip, ask).decide()
+    reasons: list[Reason] = []
+    decision = _Case(policy, recipient, client_ip, ask, reasons).decide()
+    return decision._replace(reasons=tuple(reasons))
 
 
 class _Case:
-    """One recipient, while it is decided."""
+    """One recipient, while it is decided. reasons: where to put them; None: they are not wanted."""
 
-    def __init__(self, policy: Policy, recipient: Mailbox, client_ip: str, ask: Ask) -> None:
+    __slots__ = (
+        "_always", "_ask", "_base", "_client_ip", "_domain", "_is_bare", "_local", "_policy",
+        "_reasons", "_recipient",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        policy: Policy,
+        recipient: Mailbox,
+        client_ip: str,
+        ask: Ask,
+        reasons: list[Reason] | None,
+    ) -> None:
         self._policy = policy
         self._client_ip = client_ip
         self._ask = ask
@@ -154,18 +168,16 @@ class _Case:
         self._local = recipient.local.lower()
         self._base = _without_tag(self._local) if policy.plus_tags else self._local
         self._always = self._base in policy.always
-        self._reasons: list[Reason] = []
+        self._reasons = reasons
 
     def decide(self) -> Decision:
-        steps = self._client, self._domain_served, self._listed, self._mailboxes
-        for step in steps:
-            decision = step()
-            if decision is not None:
-                return decision._replace(reasons=tuple(self._reasons))
-        raise AssertionError("the last step decides")
+        return self._client() or self._domain_served() or self._listed() or self._mailboxes()
 
-    def _because(self, rule: Rule, says: str, item: str = "", line: int = 0) -> None:
-        self._reasons.append(Reason(rule, says, item, line))
+    def _because(
+        self, rule: Rule, says: str, item: str = "", line: int = 0, about: object = ""
+    ) -> None:
+        if self._reasons is not None:
+            self._reasons.append(Reason(rule, f"{about} {says}".lstrip(), item, line))
 
     # From whom
 
@@ -183,7 +195,8 @@ class _Case:
         if question is None:
             return None
         if self._always:
-            self._because(Rule.DNSBL, f"not asked for {self._base}, whom the listed may turn to")
+            says = "may be written to from blocklisted addresses"
+            self._because(Rule.DNSBL, says, about=self._base)
             return None
         listed = self._ask(question)
         if listed:
@@ -209,19 +222,20 @@ class _Case:
         """None where nobody can say now."""
         policy = self._policy
         if pattern := policy.domains.match(domain):
-            self._because(Rule.DOMAINS, f"{domain} is served", pattern)
+            self._because(Rule.DOMAINS, "is served", pattern, about=domain)
             return True
         if policy.asks_domains:
-            return self._is_yes(Question(Kind.DOMAIN, domain), Rule.DOMAIN_QUERY, "served")
-        self._because(Rule.DOMAINS, f"{domain} is not served")
+            question = Question(Kind.DOMAIN, domain)
+            return self._is_yes(question, Rule.DOMAIN_QUERY, "is served", "is not served")
+        self._because(Rule.DOMAINS, "is not served", about=domain)
         return False
 
-    def _is_yes(self, question: Question, rule: Rule, what: str) -> bool | None:
+    def _is_yes(self, question: Question, rule: Rule, yes: str, no: str) -> bool | None:
         answer = self._ask(question)
         if answer is None:
-            self._because(rule, f"nobody can say now whether {question.about} is {what}")
+            self._because(rule, "cannot be looked up now", about=question.about)
             return None
-        self._because(rule, f"{question.about} is {what if answer else f'not {what}'}")
+        self._because(rule, yes if answer else no, about=question.about)
         return bool(answer)
 
     # Into which mailboxes
@@ -262,8 +276,9 @@ class _Case:
             return True
         address = f"{self._base}@{self._domain}"
         if policy.asks_recipients:
-            return self._is_yes(Question(Kind.RECIPIENT, address), Rule.RECIPIENT_QUERY, "known")
-        self._because(Rule.RECIPIENTS, f"{address} is not known")
+            question = Question(Kind.RECIPIENT, address)
+            return self._is_yes(question, Rule.RECIPIENT_QUERY, "is known", "is not known")
+        self._because(Rule.RECIPIENTS, "is not known", about=address)
         return False
 
     def _take(self) -> Decision:

@@ -132,6 +132,8 @@ class AskedByThreads:
         self._complaints = Complaints(name)
         self._asked: SimpleQueue[tuple[str, Done, float] | None] = SimpleQueue()
         self._failed_at = -AGAIN  # monotonic seconds
+        self._in_trouble = False
+        self._asking: dict[str, float] = {}  # threads that ask by now, and since when they do
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True)
             for i in range(threads)
@@ -143,18 +145,31 @@ class AskedByThreads:
             thread.start()
 
     def ask(self, about: str, done: Done) -> None:
-        """Put it into the queue."""
-        self._asked.put((about, done, self._clock()))
+        """Put it into the queue; where all threads are kept waiting, nobody can say."""
+        now = self._clock()
+        if self._hang(now):
+            done(None, AGAIN)
+        else:
+            self._asked.put((about, done, now))
 
     def stop(self) -> None:
         """End the threads behind what they have been asked."""
         for _ in self._threads:
             self._asked.put(None)
 
+    def _hang(self, now: float) -> bool:
+        """Whether whom they ask has kept all threads for longer than a client is."""
+        since = [*self._asking.values()]
+        return len(since) == len(self._threads) and now > max(since) + PATIENCE
+
     def _run(self) -> None:
+        name = threading.current_thread().name
         while (asked := self._asked.get()) is not None:
             about, done, since = asked
-            done(*self._answer(about, since))
+            self._asking[name] = self._clock()
+            answer = self._answer(about, since)
+            del self._asking[name]
+            done(*answer)
 
     def _answer(self, about: str, since: float) -> tuple[Answer, float]:
         # Nobody waits any longer, or the next one would only find out the same.
@@ -165,7 +180,12 @@ class AskedByThreads:
             found = self._ask(about)
         except Exception as error:
             self._failed_at = self._clock()
-            self._complaints.say(f"{error}; what is known serves on, all else is answered with 451")
+            # Once: one trouble has different words at each of several tries.
+            if not self._in_trouble:
+                self._in_trouble = True
+                wrong = f"{error}; what is known serves on, all else is answered with 451"
+                self._complaints.say(wrong)
             return None, AGAIN
+        self._in_trouble = False
         self._complaints.over()
         return "yes" if found else "", self._seconds

@@ -99,7 +99,9 @@ def test_status_for_people(running: Gsmtpd) -> None:
     for worker in running.workers:
         assert re.search(rf"^Worker: +{worker}, serving, ", done.stdout, re.MULTILINE)
     assert re.search(r"^Clients: +0 of 1000$", done.stdout, re.MULTILINE)
-    assert re.search(r"^Messages: +\d+ accepted \(\d+ bytes\), \d+ refused, 0 discarded$", done.stdout, re.M)
+    assert re.search(
+        r"^Messages: +\d+ accepted \(\d+ bytes\), \d+ refused, 0 discarded$", done.stdout, re.M
+    )
     assert re.search(r"^Reload: +none yet$", done.stdout, re.MULTILINE)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Self
 
 import pytest
 
+from gsmtpd.app_policy import make_policy
 from gsmtpd.config import load
 from gsmtpd.control import ask
 from gsmtpd.logs import Logs
@@ -529,7 +530,8 @@ def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers
     monkeypatch.setattr(os, "fork", fork)
     conf = tmp_path / "gsmtpd.conf"
     conf.write_text("[store]\nbackend = null\n[server]\nhost_name = mx.example.com\n")
-    setup = Setup(load(str(conf)), [], Logs("-", "info", "logfmt"))
+    config = load(str(conf))
+    setup = Setup(config, [], Logs("-", "info", "logfmt"), make_policy(config))
     with selectors.DefaultSelector() as selector:
         yield Workers(setup, selector, *[lambda *_: None] * 4)  # type: ignore[arg-type]
 
