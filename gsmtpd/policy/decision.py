@@ -225,7 +225,7 @@ class _Case:
             self._because(Rule.DOMAINS, "is served", pattern, about=domain)
             return True
         if policy.asks_domains:
-            question = Question(Kind.DOMAIN, domain)
+            question = Question(Kind.DOMAIN, domain.lower())  # [IPv6:...] as well
             return self._is_yes(question, Rule.DOMAIN_QUERY, "is served", "is not served")
         self._because(Rule.DOMAINS, "is not served", about=domain)
         return False
@@ -276,7 +276,7 @@ class _Case:
             return True
         address = f"{self._base}@{self._domain}"
         if policy.asks_recipients:
-            question = Question(Kind.RECIPIENT, address)
+            question = Question(Kind.RECIPIENT, address.lower())
             return self._is_yes(question, Rule.RECIPIENT_QUERY, "is known", "is not known")
         self._because(Rule.RECIPIENTS, "is not known", about=address)
         return False
@@ -296,14 +296,15 @@ class _Case:
     def _to_targets(self, alias: Found) -> Decision:
         targets = ", ".join(map(str, alias.targets))
         self._because(Rule.ALIASES, f"stored for {targets}", alias.left, alias.line)
-        served = [
-            self._domain == each.domain or self._is_served(each.domain) for each in alias.targets
-        ]
-        if None in served:
-            return Decision(reply.LOOKUP_TROUBLE)
-        ours = tuple(each for each, is_ours in zip(alias.targets, served, strict=True) if is_ours)
+        ours: list[Mailbox] = []
+        for each in alias.targets:
+            served = self._domain == each.domain or self._is_served(each.domain)
+            if served is None:
+                return Decision(reply.LOOKUP_TROUBLE)
+            if served:
+                ours.append(each)
         # The domains of all were served when the aliases were read, or the query said so.
-        return Decision(reply.RECIPIENT_OK, ours) if ours else self._unknown()
+        return Decision(reply.RECIPIENT_OK, tuple(ours)) if ours else self._unknown()
 
 
 def _without_tag(local: str) -> str:

@@ -17,7 +17,9 @@ from gsmtpd.wording import printable
 MAX_LIST = 64 << 20  # bytes; what is larger is some other file
 MAX_PROBLEMS = 10  # of one file: with more of them it is no such list
 _SPACE = " \t\r"  # str.strip() alone would take U+0085 and U+00A0 as well
-_COMMENT = re.compile(r'(?:^|(?<=[ \t]))#|"(?:[^"\\]|\\.)*"')
+_MARK = re.compile(r"(?:^|(?<=[ \t]))#")
+# A quote that is not closed goes to the end, so that each character is looked at once.
+_QUOTED_OR_MARK = re.compile(rf'{_MARK.pattern}|"(?:[^"\\]|\\.)*+(?P<open>$)?"?')
 
 
 class ListError(Exception):
@@ -86,9 +88,11 @@ def _numbered(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _uncommented(line: str) -> str:
-    for found in _COMMENT.finditer(line):
-        if found[0] == "#":
-            return line[: found.start()]
+    for found in _QUOTED_OR_MARK.finditer(line):
+        # A quote that is open is none at all.
+        mark = found if found["open"] is None else _MARK.search(line, found.start())
+        if mark is not None and mark[0] == "#":
+            return line[: mark.start()]
     return line
 
 

@@ -56,6 +56,12 @@ class Lookups:
         self._no: dict[Question, _Kept] = {}
         self._waiting: dict[Question, list[Callable[[], None]]] = {}
 
+    def __str__(self) -> str:
+        return (
+            f"answers kept: {len(self._yes)} yes, {len(self._no)} no;"
+            f" questions under way: {len(self._waiting)}"
+        )
+
     def start(self) -> None:
         """Start all threads; behind the fork."""
         for source in set(self._sources.values()):

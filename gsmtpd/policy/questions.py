@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Kind(Enum):
     """What is asked for, and in which form."""
 
-    DOMAIN = "domain"  # a name in lower case and A-labels, or an address literal: is it served?
+    DOMAIN = "domain"  # a name in A-labels or an address literal, in lower case: is it served?
     RECIPIENT = "recipient"  # an address, all in lower case: does it have mail here?
     CLIENT = "client"  # an IP address: is it in a DNS blocklist?
 

@@ -107,7 +107,7 @@ class Engine:
         """
         connections = self._pool.connections()
         waiting = "no store" if self._writer is None else str(self._writer)
-        yield f"sessions: {len(connections)}; {waiting}"
+        yield f"sessions: {len(connections)}; {waiting}; {self._lookups}"
         for connection in sorted(connections, key=lambda c: c.began)[:_MAX_DUMPED]:
             yield f"session: {connection.describe(time.monotonic())}"
         if len(connections) > _MAX_DUMPED:

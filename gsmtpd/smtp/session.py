@@ -82,10 +82,10 @@ class Session:
     __slots__ = (
         "_asked",
         "_commands",
-        "_copies",
         "_data",
         "_errors",
         "_esmtp",
+        "_extra",
         "_long_line",
         "_mail",
         "_mailboxes",
@@ -113,7 +113,7 @@ class Session:
         self._mail = _NO_MAIL
         self._recipients: list[Mailbox] = []  # all that were taken
         self._mailboxes: dict[int, Mailboxes] = {}  # of those of them that have not just their own
-        self._copies = 0  # that these come to
+        self._extra = 0  # copies that these come to, beyond one for each recipient
         self._errors = 0
         self._commands = 0
         self._messages = 0
@@ -306,7 +306,7 @@ class Session:
         said = parse_rcpt(text, self._mail.smtputf8) if text is not None else reply.BAD_RECIPIENT
         if isinstance(said, Reply):
             self._refuse(said, b"RCPT " + argument)
-        elif len(self._recipients) >= self._rules.max_recipients:
+        elif len(self._recipients) + self._extra >= self._rules.max_recipients:
             self._too_many(said)
         else:
             return RecipientAsked(said)
@@ -336,12 +336,13 @@ class Session:
 
     def _put_elsewhere(self, mailboxes: Mailboxes) -> bool:
         """Whether mail for the next recipient can go into `mailboxes`, without too many copies."""
-        most = self._rules.max_recipients
+        # One whose mail is thrown away counts, too: it has to be remembered.
+        copies = len(self._recipients) + self._extra + max(len(mailboxes), 1)
         # The first of a message always can: a client that is told to try it alone has to succeed.
-        if self._recipients and self._copies + len(mailboxes) > most:
+        if self._recipients and copies > self._rules.max_recipients:
             return False
         self._mailboxes[len(self._recipients)] = mailboxes
-        self._copies += len(mailboxes)
+        self._extra = copies - len(self._recipients) - 1
         return True
 
     def _data_command(self, argument: bytes, more: bool) -> None:
@@ -429,7 +430,7 @@ class Session:
         self._recipients = []
         if self._mailboxes:
             self._mailboxes = {}
-            self._copies = 0
+            self._extra = 0
 
     def _refuse(self, refusal: Reply, line: bytes = b"") -> None:
         """Count an error, and say so. line: the command, where it may be one that is noted."""

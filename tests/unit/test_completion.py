@@ -74,7 +74,8 @@ def test_a_file(words: Sequence[str]) -> None:
 def test_a_number_is_yours_to_say() -> None:
     export = [("gsmtpctl", "export", option) for option in ("--to", "--since", "--id")]
     show = ("gsmtpctl", "show", "1", "--attachment")
-    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, *export):
+    check = ("gsmtpctl", "check-address", "--client")
+    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, check, *export):
         assert offered(*words, "") == set()
 
 
