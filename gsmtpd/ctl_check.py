@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
 import json
 import os
 import threading
@@ -17,6 +16,7 @@ from gsmtpd.config_file import Place, line_of
 from gsmtpd.policy.decision import Decision, Policy, Reason, explain
 from gsmtpd.policy.files import PARSERS, PolicyFiles
 from gsmtpd.policy.lookups import PATIENCE, Lookups
+from gsmtpd.policy.names import ip_address
 from gsmtpd.policy.questions import Question, Unanswered
 from gsmtpd.smtp.address import Mailbox, parse_path
 from gsmtpd.wording import printable
@@ -56,12 +56,12 @@ def address(text: str) -> Mailbox:
 
 def client(text: str) -> str:
     """A client's IP address on the command line. Raises argparse.ArgumentTypeError."""
-    try:
-        return str(ipaddress.ip_address(text.strip("[]")))
-    except ValueError:
+    found = ip_address(text.strip("[]"))
+    if found is None:
         raise argparse.ArgumentTypeError(
             f"{ascii(text)} is no IP address; write one like 192.0.2.1"
-        ) from None
+        )
+    return str(found)
 
 
 def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) -> Decision:

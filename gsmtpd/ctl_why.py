@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from gsmtpd import app, cli
 from gsmtpd.config import Config
 from gsmtpd.control import ControlError, ask
 from gsmtpd.ctl_mail import printable
+from gsmtpd.policy.names import ip_address
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.reader import StoredMail
 
@@ -32,7 +32,7 @@ def why(options: argparse.Namespace) -> int:
     about: str = options.address
     config = cli.load(options.config)
     remembered = _remembered(config, about)
-    mails, code = ([], cli.EX_OK) if _is_ip(about) else _stored(config, about, options.limit)
+    mails, code = ([], cli.EX_OK) if ip_address(about) else _stored(config, about, options.limit)
     events = _merged(remembered["events"], mails)[-options.limit :]
     if options.json:
         print(json.dumps(events, indent=2))
@@ -60,7 +60,7 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(
             "that is no address; write one such as bob@example.com or 192.0.2.1"
         )
-    return str(ipaddress.ip_address(bare)) if _is_ip(bare) else bare
+    return str(ip_address(bare) or bare)
 
 
 def limit(text: str) -> int:
@@ -68,14 +68,6 @@ def limit(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 < int(text[:7]) <= _MOST:
         return int(text[:7])
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST}")
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _note(text: str) -> None:
@@ -115,10 +107,10 @@ def _looked_at(remembered: dict[str, Any], config: Config, about: str) -> str:
     looked = []
     if remembered["since"]:
         looked.append(f"nothing was refused or thrown away since {_when(remembered['since'])} UTC")
-    if config.store.backend != "null" and not _is_ip(about):
+    if config.store.backend != "null" and not ip_address(about):
         looked.append("no mail to it is stored")
     said = ": " + ", and ".join(looked) if looked else ""
-    return said if _is_ip(about) else f"{said}; see: gsmtpctl check-address {printable(about)}"
+    return said if ip_address(about) else f"{said}; see: gsmtpctl check-address {printable(about)}"
 
 
 def _merged(events: Sequence[Event], mails: Sequence[StoredMail]) -> list[Event]:
