@@ -17,8 +17,9 @@ from gsmtpd.policy.decision import Decision, Policy, Reason, explain
 from gsmtpd.policy.files import PARSERS, PolicyFiles
 from gsmtpd.policy.lookups import PATIENCE, Lookups
 from gsmtpd.policy.names import ip_address
-from gsmtpd.policy.questions import Question, Unanswered
+from gsmtpd.policy.questions import Kind, Question, Unanswered
 from gsmtpd.smtp.address import Mailbox, parse_path
+from gsmtpd.storage.base import StoreError
 from gsmtpd.wording import printable
 
 EX_NOT_STORED = 1
@@ -73,11 +74,20 @@ def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) 
             try:
                 return explain(policy, recipient, client_ip, lookups.answer)
             except Unanswered as unanswered:
+                if unanswered.question.kind is not Kind.CLIENT:
+                    _check_file(config)
                 _wait_for(lookups, unanswered.question)
     finally:
         lookups.stop()
         if database is not None:
             database.close()
+
+
+def _check_file(config: Config) -> None:
+    """To ask SQLite would make the mail file, and here nothing is made. Raises StoreError."""
+    path = config.store.sqlite.path
+    if config.store.backend == "sqlite" and not os.path.exists(path):
+        raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
 
 
 def _wait_for(lookups: Lookups, question: Question) -> None:

@@ -28,13 +28,17 @@ from gsmtpd import cli, config, ctl, master
 from gsmtpd.config_file import MANY, Place, check_name
 from gsmtpd.config_file import settings as spec_places
 from gsmtpd.maillog import MailLog, json_line
-from gsmtpd.message.row import COLUMNS, Message
+from gsmtpd.message.row import COLUMNS, Message, RowMaker
+from gsmtpd.policy import names
+from gsmtpd.policy.aliases import read_aliases
+from gsmtpd.policy.lists import read_list
 from gsmtpd.server.port_owner import Process
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.refusal import About, Refusal
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.session import Envelope
+from gsmtpd.storage import sqlite
 from gsmtpd.storage.schema import statements
 from tests.servers import ROOT, find_program
 
@@ -355,7 +359,9 @@ KINDS = {
     "domain_list": "list", "address_list": "list", "mysql_host_list": "list", "text": "name",
     "optional_text": "name", "host_name": "name", "table_name": "name", "secret": "text",
     "optional_domain": "domain", "optional_number": "number", "optional_duration": "time",
-    "keep_list": "list", "field_name": "name", "body_address": "address",
+    "keep_list": "list", "field_name": "name", "body_address": "address", "yes_no": "word",
+    "domain_pattern_list": "list", "address_pattern_list": "list", "local_part_list": "list",
+    "network_list": "list", "dnsbl_list": "list", "resolver": "address", "query": "statement",
 }  # fmt: skip
 
 
@@ -419,7 +425,9 @@ def test_each_key_has_its_limits(place: Place) -> None:
     check = at(place)
     limits = [part.strip() for part in check.partition("(")[2].split("default=")[0].split(",")]
     limits = [limit for limit in limits if limit]
-    if check_name(check) == "choice":
+    if check_name(check) == "yes_no":
+        limits = ["yes", "no"]
+    if check_name(check) in ("choice", "yes_no"):
         assert {word for word in limits if f".Ql {word}" in text_of(place)} == set(limits)
     elif len(limits) == 2:
         assert f" {limits[0]} to {limits[1]}" in text_of(place)
@@ -497,6 +505,79 @@ def test_the_list_over_lines_is_what_it_looks_like(tmp_path: Path) -> None:
         "example.com", "mail.example.com", "example.net", "example.org",
         "xn--bcher-kva.example", "[192.0.2.1]",
     )  # fmt: skip
+
+
+def written(path: Path, page: str, subsection: str, begins: str) -> str:
+    """The file at `path`, with what the page has there."""
+    path.write_text(block(page, subsection, begins), "utf-8")
+    return str(path)
+
+
+def test_the_kinds_of_items_are_good() -> None:
+    """The first word of each line of the blocks in [domains] accept and [recipients] accept."""
+    kinds = {"[domains]": names.domain_pattern, "[recipients]": names.address_item}
+    for subsection, parse in kinds.items():
+        (one,) = (b for b in blocks("gsmtpd.conf.5") if b.subsection == subsection)
+        words = [line.split()[0] for line in one.lines]
+        assert words.pop().startswith("@/etc/gsmtpd/")
+        assert [parse(word) for word in words] == words
+
+
+def test_the_lists_in_files_are_good(tmp_path: Path) -> None:
+    page = "gsmtpd.conf.5"
+    domains = written(tmp_path / "domains", page, "Many domains", "# One on each line")
+    assert read_list(domains, names.domain_pattern) == [
+        "example.com", "*.example.net", "xn--bcher-kva.example",
+    ]  # fmt: skip
+    deny = written(tmp_path / "deny", page, "Networks and blocklists", "198.")
+    assert read_list(deny, names.network) == ["198.51.100.0/24", "203.0.113.7"]
+
+
+def test_the_aliases_are_what_is_said_of_them(tmp_path: Path) -> None:
+    aliases = read_aliases(written(tmp_path / "a", "gsmtpd.conf.5", "", "sales@"), 1000)
+    joe, ann = Mailbox("joe", "example.com"), Mailbox("ann", "example.com")
+    served = {"example.com", "example.net"}
+    assert aliases.outside(served.__contains__) == []
+    found = {
+        address: aliases.exact(*address.split("@"))
+        for address in ("info@example.org", "team@example.com", "else@example.net")
+    }
+    assert {address: one and one.targets for address, one in found.items()} == {
+        "info@example.org": (Mailbox("joe", "example.org"),),
+        "team@example.com": (joe, ann),
+        "else@example.net": None,
+    }
+    catch_all = aliases.catch_all("example.net")
+    assert catch_all
+    assert catch_all.targets == (joe,)
+
+
+def test_the_query_finds_what_is_in_its_table(tmp_path: Path) -> None:
+    page, heading, file = "gsmtpd.conf.5", "Only addresses in a table", tmp_path / "gsmtpd.conf"
+    sql = config.load(written(file, page, heading, "[domains]"), environ={}).recipients.query
+    path = str(tmp_path / "mail.db")
+    sqlite.make(path)
+    connection = sqlite3.connect(path)
+    connection.executescript(block(page, heading, "CREATE TABLE gm2_address"))
+    connection.close()
+    store = sqlite.SQLiteStore(path, RowMaker("mx.example.com"))
+    finds = store.query(sql)
+    assert [finds(f"{user}@example.com") for user in ("you", "nobody")] == [True, False]
+    store.close()
+
+
+def test_the_check_of_an_address_is_said_as_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GSMTPD_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "gsmtpd").mkdir()
+    page, heading, conf = "gsmtpd.conf.5", "A few people", tmp_path / "gsmtpd.conf"
+    conf.write_text(block(page, heading, "[domains]").replace("/etc/", f"{tmp_path}/"))
+    written(tmp_path / "gsmtpd/aliases", page, heading, "info@")
+    assert ctl.main(["-c", str(conf), "check-address", "sales@example.com"]) == 0
+    said = capsys.readouterr().out.replace(str(tmp_path), "/etc")
+    assert block("gsmtpctl.8", "", "sales@").replace("\n    ", " ") == said
 
 
 # --- gsmtpd-schema(5) ---------------------------------------------------------------------------
