@@ -139,7 +139,19 @@ def no_fault(daemon: Gsmtpd) -> None:
     assert "Traceback" not in daemon.log.read_text() + daemon.output.read_text()
 
 
-# --- the database is away ------------------------------------------------------------------------
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with those arguments; a timeout is a failure."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=5 + OUR_SIDE,
+        env=environment(),
+    )
+
+
+# --- the database is away -------------------------------------------------------------------------
 
 
 def test_killed_and_back(fragile: MariaDB) -> None:
@@ -233,7 +245,17 @@ def test_nobody_is_put_behind_threads_that_hang(fragile: MariaDB) -> None:
             assert silent(b)
 
 
-# --- clients that do not wait, and servers that do not -------------------------------------------
+def test_what_is_told_of_a_database_that_hangs(fragile: MariaDB) -> None:
+    """gsmtpctl waits for it no longer than a client has to."""
+    daemon = Gsmtpd(with_queries(fragile))  # never started
+    with stopped(fragile):
+        done = run("-m", "gsmtpd.ctl", "-c", str(daemon.conf), "check-address", KNOWN)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{KNOWN}: deferred\n")
+    assert "451 4.4.3" in done.stdout
+
+
+# --- clients that do not wait, and servers that do not --------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,20 +342,13 @@ def test_a_reload_while_clients_wait(fragile: MariaDB, patient: Gsmtpd) -> None:
     no_fault(patient)
 
 
-# --- what it does not understand -----------------------------------------------------------------
+# --- what it does not understand ------------------------------------------------------------------
 
 
 def test_sql_that_is_wrong_until_the_table_is_there(fragile: MariaDB) -> None:
     fragile.query("DROP TABLE gm2_address, served_domain", database=SCHEMA)
     with Gsmtpd(with_queries(fragile)) as daemon:
-        checked = subprocess.run(
-            [sys.executable, "-m", "gsmtpd", "-t", "-c", str(daemon.conf)],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment(),
-        )
+        checked = run("-m", "gsmtpd", "-t", "-c", str(daemon.conf))
         assert checked.returncode == 0
         words = f"[domains] query: Table '{SCHEMA}.served_domain' doesn't exist (error 1146)"
         assert words in checked.stderr

@@ -62,7 +62,7 @@ def booted() -> Iterator[SystemdRoot]:
         text = text.replace("SystemCallErrorNumber=EPERM", "SystemCallErrorNumber=kill")
         system.lay(f"/etc/systemd/system/{Path(unit).name}", text)
     conf = (ROOT / "etc/gsmtpd.conf").read_text()
-    system.lay("/etc/gsmtpd.conf", conf.replace("accept =\n", "accept = example.com\n"))
+    system.lay("/etc/gsmtpd.conf", conf.replace("accept =\n", "accept = example.com\n", 1))
     with system:
         system.do("id gsmtpd || useradd --system --user-group gsmtpd")
         # A container gets its /etc/hosts from outside.
