@@ -69,6 +69,7 @@ def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) 
     database = app.make_database_store(config)
     lookups = app_policy.make_lookups(config, database)
     lookups.start()
+    hangs = False
     try:
         while True:
             try:
@@ -76,11 +77,11 @@ def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) 
             except Unanswered as unanswered:
                 if unanswered.question.kind is not Kind.CLIENT:
                     _check_file(config)
-                _wait_for(lookups, unanswered.question)
+                hangs |= not _wait_for(lookups, unanswered.question)
     finally:
         lookups.stop()
-        if database is not None:
-            database.close()
+        if database is not None and not hangs:
+            database.close()  # which would wait for whom we have given up
 
 
 def _check_file(config: Config) -> None:
@@ -90,11 +91,14 @@ def _check_file(config: Config) -> None:
         raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
 
 
-def _wait_for(lookups: Lookups, question: Question) -> None:
+def _wait_for(lookups: Lookups, question: Question) -> bool:
+    """Have it answered; False if that had to be given up."""
     answered = threading.Event()
     lookups.look_up(question, answered.set)
-    if not answered.wait(PATIENCE):
-        lookups.give_up(question)
+    if answered.wait(PATIENCE):
+        return True
+    lookups.give_up(question)
+    return False
 
 
 # ---- what is said ------------------------------------------------------------------------------
