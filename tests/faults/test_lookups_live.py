@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count as count_from
 from typing import Any
@@ -155,12 +156,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_killed_and_back(fragile: MariaDB) -> None:
-    with Gsmtpd(with_queries(fragile)) as daemon:
+    often = "import gsmtpd.policy.lookups as l; l.AGAIN = 0.05"
+    with Gsmtpd(with_queries(fragile), before=often) as daemon:
         assert rcpt(daemon, *ASKED) == ANSWERS
         fragile.kill()
         while not (said(daemon, "recipient query: ") and said(daemon, "domain query: ")):
             assert rcpt(daemon, *ASKED) == ANSWERS
-        for _ in range(5):
+        for _ in range(50):
             assert rcpt(daemon, *ASKED) == ANSWERS
             assert rcpt(daemon, *NEVER_ASKED) == ["451 4.4.3"] * 3
         mail = with_token(recipients=[KNOWN])
@@ -208,7 +210,8 @@ def test_stopped_and_back(fragile: MariaDB) -> None:
 
 def test_nobody_waits_for_one_that_waits(fragile: MariaDB) -> None:
     """All are clients of the same SMTP thread. 5 seconds are the promise."""
-    with Gsmtpd(with_queries(fragile)) as daemon, Client(daemon.address) as other:
+    never = "import gsmtpd.storage.mysql_connection as m; m.READ_TIMEOUT = 600"
+    with Gsmtpd(with_queries(fragile), before=never) as daemon, Client(daemon.address) as other:
         begun(other)
         assert other.command("RCPT TO:<postmaster@example.com>").code == 250
         with stopped(fragile), waiting(daemon) as client:
@@ -316,13 +319,31 @@ def test_a_client_is_not_timed_out_for_our_own_waiting(fragile: MariaDB) -> None
         no_fault(daemon)
 
 
-def test_a_stop_while_clients_wait(fragile: MariaDB, patient: Gsmtpd) -> None:
-    with stopped(fragile), waiting(patient) as client, waiting(patient, KNOWN, b"NOOP\r\n") as more:
-        assert patient.ctl("stop") == "stopped\n"
+def test_a_stop_while_clients_wait(
+    fragile: MariaDB, patient: Gsmtpd, background: ThreadPoolExecutor
+) -> None:
+    """They hear so, and not a word more when their answer comes after all."""
+    with (
+        stopped(fragile) as go_on,
+        waiting(patient) as client,
+        waiting(patient, KNOWN, b"NOOP\r\n") as more,
+    ):
+        stop = background.submit(patient.ctl, "stop")
         for each in (client, more):
             assert each.reply().text.startswith("421 4.3.2 ")
+        go_on()
+        for each in (client, more):
             assert each.closed()
+        assert stop.result() == "stopped\n"
     wait_for(lambda: not patient.running)
+    no_fault(patient)
+
+
+def test_a_stop_while_the_database_hangs(fragile: MariaDB, patient: Gsmtpd) -> None:
+    with stopped(fragile), waiting(patient) as client:
+        assert patient.ctl("stop") == "stopped\n"
+        assert client.reply().text.startswith("421 4.3.2 ")
+        assert client.closed()
     no_fault(patient)
 
 

@@ -41,7 +41,7 @@ EVERYBODY = within([""])
 LEFTS = ["ann", "bob", "carl", "postmaster", *within(["ann", "abuse"]), *EVERYBODY]
 TARGETS = ["Mia", "noa", "Postmaster", "ann", *within(["Bob", "x+y"])]
 ADDRESSES = [*LOCALS, *within(LOCALS[:3]), *EVERYBODY]
-ANSWERS: list[Answer] = ["yes", "", None]
+ANSWERS: list[Answer] = ["yes", "yes", "", None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def some(items: Sequence[str], most: int = 4) -> st.SearchStrategy[tuple[str, ..
 seldom = st.sampled_from([False, False, True])
 lists = st.builds(
     Lists,
-    domains=some(PATTERNS, 8) | st.just(("*",)),
+    domains=some([*PATTERNS, "*"]),
     own_domain=st.just(OWN),
     asks_domains=st.booleans(),
     recipients=st.just(()) | some(ADDRESSES, 8),
@@ -91,6 +91,7 @@ lists = st.builds(
 alias_lines = st.dictionaries(
     st.sampled_from(LEFTS),
     st.lists(st.sampled_from(TARGETS), min_size=1, max_size=4).map(", ".join),
+    min_size=1,
     max_size=6,
 ).map(lambda entries: [f"{left}: {targets}" for left, targets in entries.items()])
 in_files = st.fixed_dictionaries(
@@ -101,7 +102,7 @@ in_files = st.fixed_dictionaries(
         "deny": st.just([]) | some(NETWORKS, 1).map(list),
     },
 )
-written = st.builds(Written, lists, in_files, st.just([]) | alias_lines)
+written = st.builds(Written, lists, in_files, st.just([]) | alias_lines | alias_lines)
 recipients = st.just("Postmaster") | st.builds(
     "{}@{}".format,
     st.sampled_from([*LOCALS, *TAGGED]),
@@ -113,7 +114,7 @@ recipients = st.just("Postmaster") | st.builds(
 def asked(draw: st.DrawFn) -> tuple[Written, str]:
     """What is written, and a recipient; often one of whom something is written."""
     own = draw(written)
-    lefts = [line.partition(":")[0] for line in own.aliases]
+    lefts = [line.partition(": ")[0] for line in own.aliases]
     named = [*lefts, *own.lists.recipients, *own.files.get("recipients", ())]
     if not named or draw(seldom):
         return own, draw(recipients)
@@ -124,7 +125,7 @@ def asked(draw: st.DrawFn) -> tuple[Written, str]:
 
 
 clients = st.sampled_from(CLIENTS)
-answers = st.lists(st.sampled_from(ANSWERS), min_size=11, max_size=11)
+answers = st.integers(0, 1 << 32)
 
 Make = Callable[[Written], Policy]
 
@@ -151,11 +152,12 @@ def mailbox(text: str) -> Mailbox:
     return found
 
 
-def asker(said: list[Answer]) -> Callable[[Question], Answer]:
-    """Always the same answer to the same question, one of `said`."""
+def asker(said: int) -> Callable[[Question], Answer]:
+    """Always the same answer to the same question; others for each number."""
 
     def ask(question: Question) -> Answer:
-        return said[crc32(f"{question.kind} {question.about}".encode()) % len(said)]
+        about = f"{said} {question.kind} {question.about}"
+        return ANSWERS[crc32(about.encode()) % len(ANSWERS)]
 
     return ask
 
@@ -179,7 +181,7 @@ examples = settings(
 @examples
 @given(asked(), clients, answers)
 def test_deciding_ends_and_asks_nothing_twice(
-    make: Make, case: tuple[Written, str], client: str, said: list[Answer]
+    make: Make, case: tuple[Written, str], client: str, said: int
 ) -> None:
     written, text = case
     policy, ask = make(written), asker(said)
@@ -213,9 +215,7 @@ def test_deciding_ends_and_asks_nothing_twice(
 
 @examples
 @given(asked(), clients, answers)
-def test_nothing_is_relayed(
-    make: Make, case: tuple[Written, str], client: str, said: list[Answer]
-) -> None:
+def test_nothing_is_relayed(make: Make, case: tuple[Written, str], client: str, said: int) -> None:
     written, text = case
     policy, ask, recipient = make(written), asker(said), mailbox(text)
     decision = decide(policy, recipient, client, ask)
@@ -248,7 +248,7 @@ def denied(written: Written, client: str) -> bool:
 @given(written, st.sampled_from(["postmaster", "abuse", "Postmaster+x"]), st.sampled_from(
     ["", *DOMAINS]), clients, answers)  # fmt: skip
 def test_the_postmaster_is_there(
-    make: Make, written: Written, local: str, domain: str, client: str, said: list[Answer]
+    make: Make, written: Written, local: str, domain: str, client: str, said: int
 ) -> None:
     """Whatever is known of recipients, and whatever a blocklist says."""
     policy, ask = make(written), asker(said)
@@ -265,7 +265,7 @@ def test_the_postmaster_is_there(
     else:
         led = [reason for reason in explain(policy, recipient, client, ask).reasons
                if reason.rule is Rule.ALIASES]  # fmt: skip
-        lefts = {line.partition(":")[0].lower() for line in written.aliases}
+        lefts = {line.partition(": ")[0] for line in written.aliases}
         assert bool(led) == bool(lefts & {base, f"{base}@{domain or OWN}"})
         if not led:
             assert decision.reply.code == 250
@@ -291,7 +291,7 @@ def shuffled(draw: st.DrawFn) -> tuple[Written, Written]:
 @examples
 @given(shuffled(), recipients, clients, answers)
 def test_the_order_of_items_means_nothing(
-    make: Make, two: tuple[Written, Written], text: str, client: str, said: list[Answer]
+    make: Make, two: tuple[Written, Written], text: str, client: str, said: int
 ) -> None:
     one, other = (explain(make(each), mailbox(text), client, asker(said)) for each in two)
     assert (one.reply, one.mailboxes) == (other.reply, other.mailboxes)
@@ -302,9 +302,7 @@ def test_the_order_of_items_means_nothing(
 
 @examples
 @given(asked(), clients, answers)
-def test_case_means_nothing(
-    make: Make, case: tuple[Written, str], client: str, said: list[Answer]
-) -> None:
+def test_case_means_nothing(make: Make, case: tuple[Written, str], client: str, said: int) -> None:
     written, text = case
     policy, ask = make(written), asker(said)
     lower, other = mailbox(text.lower()), mailbox(text.swapcase())
@@ -324,7 +322,7 @@ def test_case_means_nothing(
 # What is stored
 
 
-def talk(policy: Policy, said: list[Answer], client: str, mails: list[list[str]]) -> list[Row]:
+def talk(policy: Policy, said: int, client: str, mails: list[list[str]]) -> list[Row]:
     """The rows of the `mails`, each to some recipients, of one session."""
     session = Session(Rules(OWN, max_commands=1000))
     ask, maker, rows = asker(said), RowMaker(OWN), list[Row]()
@@ -359,7 +357,7 @@ def talk(policy: Policy, said: list[Answer], client: str, mails: list[list[str]]
     written, clients, answers, st.lists(st.lists(recipients, min_size=1, max_size=5), max_size=3)
 )
 def test_what_is_stored_does_not_depend_on_unknown(
-    make: Make, written: Written, client: str, said: list[Answer], mails: list[list[str]]
+    make: Make, written: Written, client: str, said: int, mails: list[list[str]]
 ) -> None:
     """To the last octet: nobody can tell from a row whether others were thrown away."""
     policies = [make(replace(written, lists=replace(written.lists, unknown=unknown)))
