@@ -143,8 +143,11 @@ def check_store(config: Config) -> None:
 
 def check_queries(config: Config) -> None:
     """Whether the configured SQL can be asked now. Raises StoreError."""
+    if not config.domains.query and not config.recipients.query:
+        return
     if config.store.backend == "sqlite" and not os.path.exists(config.store.sqlite.path):
-        return  # it is made at the start
+        wrong = "no mail file yet, so the queries were not tried; start gsmtpd, it makes one"
+        raise StoreError(f"{config.store.sqlite.path}: {wrong}")
     database = make_database_store(config)
     if database is None:
         return

@@ -20,8 +20,9 @@ def query(value: str) -> str:
     text = re.sub(r"\s*\n\s*", " ", value).strip()
     if not text:
         return ""
-    if not re.match(r"(?:SELECT|WITH)\b", text, re.IGNORECASE):
-        raise ValueError(f"{shown(text)} is not a query; write one that begins with SELECT or WITH")
+    # Not WITH, as behind it some servers take an INSERT or DELETE.
+    if not re.match(r"SELECT\b", text, re.IGNORECASE):
+        raise ValueError(f"{shown(text)} is not a query; write one that begins with SELECT")
     text = text.rstrip("; ")
     outside = _QUOTED.sub("''", text)
     if re.search("[\"'`]", outside.replace("''", "")):

@@ -7,7 +7,9 @@ import dataclasses
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gsmtpd import app, app_policy, cli
@@ -69,11 +71,12 @@ def _decide(config: Config, policy: Policy, recipient: Mailbox, client_ip: str) 
     database = app.make_database_store(config)
     lookups = app_policy.make_lookups(config, database)
     lookups.start()
+    ask = partial(lookups.answer, since=time.monotonic())
     hangs = False
     try:
         while True:
             try:
-                return explain(policy, recipient, client_ip, lookups.answer)
+                return explain(policy, recipient, client_ip, ask)
             except Unanswered as unanswered:
                 if unanswered.question.kind is not Kind.CLIENT:
                     _check_file(config)

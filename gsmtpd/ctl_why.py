@@ -60,7 +60,14 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(
             "that is no address; write one such as bob@example.com or 192.0.2.1"
         )
-    return str(ip_address(bare) or bare)
+    return _ip(bare) or bare
+
+
+def _ip(text: str) -> str:
+    """An IP address as the log has it, "" for other text."""
+    address = ip_address(text)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address or "")
 
 
 def limit(text: str) -> int:

@@ -13,6 +13,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +166,8 @@ class Master:
 
     def _look(self, now: float) -> None:
         self._workers.look()
+        with suppress(ListError):  # its workers say so
+            self._current.policy.refresh()  # so that new workers begin with what the others have
         if self._control is not None:
             self._control.sweep()
         if self._stop_deadline is not None:

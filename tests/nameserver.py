@@ -40,7 +40,9 @@ class Rbldnsd(Server):
             self._write(f"{zone}.ip6", [*head[1:], *of_ip6])
 
     def _write(self, name: str, lines: list[str]) -> None:
-        (self.path / name).write_text("".join(f"{line}\n" for line in lines))
+        path = self.path / name
+        path.write_text("".join(f"{line}\n" for line in lines))
+        path.chmod(0o644)  # whatever umask a test has left
 
     def command(self) -> list[str]:
         sets = [

@@ -130,7 +130,8 @@ class Policy:
 
 def decide(policy: Policy, recipient: Mailbox, client_ip: str, ask: Ask) -> Decision:
     """What RCPT for `recipient` is answered with. Raises Unanswered, then ask and decide again."""
-    if policy.by_domain_alone and policy.domains.match(recipient.domain):
+    domain = recipient.domain
+    if policy.by_domain_alone and domain.isascii() and policy.domains.match(domain):
         return _TAKEN
     return _Case(policy, recipient, client_ip, ask, None).decide()
 
@@ -165,7 +166,7 @@ class _Case:
         self._is_bare = not recipient.domain  # <Postmaster>
         domain = recipient.domain or policy.own_domain
         self._domain = a_labels(domain) or domain
-        self._local = recipient.local.lower()
+        self._local = _folded(recipient.local)
         self._base = _without_tag(self._local) if policy.plus_tags else self._local
         self._always = self._base in policy.always
         self._reasons = reasons
@@ -224,7 +225,7 @@ class _Case:
         if pattern := policy.domains.match(domain):
             self._because(Rule.DOMAINS, "is served", pattern, about=domain)
             return True
-        if policy.asks_domains:
+        if policy.asks_domains and domain.isascii():  # else it is no name
             question = Question(Kind.DOMAIN, domain.lower())  # [IPv6:...] as well
             return self._is_yes(question, Rule.DOMAIN_QUERY, "is served", "is not served")
         self._because(Rule.DOMAINS, "is not served", about=domain)
@@ -282,11 +283,15 @@ class _Case:
         return False
 
     def _take(self) -> Decision:
-        if self._base == self._local:
-            return _TAKEN
-        self._because(Rule.PLUS_TAGS, "the tag is taken off")
         own = self._recipient
-        return Decision(reply.RECIPIENT_OK, (own._replace(local=_without_tag(own.local)),))
+        if self._base == self._local and own.domain.isascii():
+            return _TAKEN
+        # One mailbox for all spellings of its domain.
+        own = own if own.domain.isascii() else own._replace(domain=self._domain)
+        if self._base != self._local:
+            self._because(Rule.PLUS_TAGS, "the tag is taken off")
+            own = own._replace(local=_without_tag(own.local))
+        return Decision(reply.RECIPIENT_OK, (own,))
 
     def _unknown(self) -> Decision:
         unknown = self._policy.unknown
@@ -305,6 +310,12 @@ class _Case:
                 ours.append(each)
         # The domains of all were served when the aliases were read, or the query said so.
         return Decision(reply.RECIPIENT_OK, tuple(ours)) if ours else self._unknown()
+
+
+def _folded(local: str) -> str:
+    """The local part in lower case; but a character that looks like an ASCII one is not that."""
+    lower = local.lower()
+    return local if lower.isascii() and not local.isascii() else lower
 
 
 def _without_tag(local: str) -> str:

@@ -229,7 +229,7 @@ class Blocklists:
             ttl = min(max(SHORTEST, ttl), LONGEST)
             return zone.means([IPv4Address(record.address) for record in found]), ttl
         except Exception as error:  # dnspython's, the system's, and what bad packets make it raise
-            zone.happened(printable(str(error))[:MAX_TEXT] or type(error).__name__)
+            zone.failed(error)
             return False, FAILURE_TTL
 
     async def _text(self, zone: _Zone, address: _Address, left: float) -> str:
@@ -320,6 +320,12 @@ class _Zone(_Trouble):
     def question(self, address: _Address) -> str:
         """The name to ask for; it is absolute, so that no search list is used."""
         return f"{_reversed(address)}.{self._zone}."
+
+    def failed(self, error: Exception) -> None:
+        """It could not be asked."""
+        # dnspython names what was asked for, and with it the key.
+        text = printable(str(error)).replace(self._zone, self.name)
+        self.happened(text[:MAX_TEXT] or type(error).__name__)
 
     def means(self, answers: Sequence[IPv4Address]) -> bool:
         """Whether a client with these answers, none for one that is not known, is listed."""

@@ -89,22 +89,25 @@ class PolicyFiles:
         """The files."""
         return self._lists.paths
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Read the files again if one has changed. Raises ListError; then `current` stays.
 
-        What is wrong is said at each call until it is mended.
+        What is wrong is said at each call until it is mended. False where a file is other than it
+        was read, and has to be the same at another look.
         """
         if self._watch.changed():
-            self._watch = Watch(self._lists.paths)
+            watch = Watch(self._lists.paths)
             try:
                 self.current = self._make()
                 self._wrong = None
             except ListError as error:
                 self._wrong = error
+            self._watch = watch
         if self._wrong is not None:
             raise self._wrong
         if missing := self._watch.missing():
             raise ListError([f"{printable(path)}: the file is gone" for path in missing])
+        return self._watch.is_unchanged
 
     def _make(self) -> Policy:
         lists = self._lists
@@ -176,12 +179,11 @@ class PolicyUpkeep:
     def step(self) -> float:
         """Look at the files; seconds until the next look."""
         try:
-            self._files.refresh()
+            if self._files.refresh():
+                self._complaints.over()
         except ListError as error:
             wrong = "; ".join(error.problems)
             self._complaints.say(f"{wrong}; what was read before stays in force")
-        else:
-            self._complaints.over()
         return LOOK
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from gsmtpd.wording import printable
 
 MAX_LIST = 64 << 20  # bytes; what is larger is some other file
 MAX_PROBLEMS = 10  # of one file: with more of them it is no such list
+_MOST_RESTLESS = 5  # looks
 _SPACE = " \t\r"  # str.strip() alone would take U+0085 and U+00A0 as well
 _MARK = re.compile(r"(?:^|(?<=[ \t]))#")
 # A quote that is not closed goes to the end, so that each character is looked at once.
@@ -147,25 +148,33 @@ class _Identity(NamedTuple):
 class Watch:
     """Whether files have changed since they were read. Make it before they are read.
 
-    A file counts as changed once it looks other than it did then, and has looked the same at two
-    looks in a row: one that is still being written is left alone until it is whole. So the looks
-    should be a second or so apart. A file that has vanished has not changed: who had read it keeps
-    what it said.
+    A file counts as changed once it looks other than it did then, and all have looked the same at
+    two looks in a row: one that is still being written is left alone until it is whole, or has been
+    another at each of several looks. So the looks should be a second or so apart. A file that has
+    vanished has not changed: who had read it keeps what it said.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._read = {path: _identity(path) for path in paths}
         self._seen = dict(self._read)
+        self._restless = 0  # looks in a row at which a file was another each time
 
     def changed(self) -> bool:
         """Look at all of them: has one changed?"""
-        settled = False
+        settled = restless = False
         for path, read in self._read.items():
             now = _identity(path)
-            if now is not None and now != read and now == self._seen[path]:
-                settled = True
+            if now is not None and now != read:
+                settled |= now == self._seen[path]
+                restless |= now != self._seen[path]
             self._seen[path] = now
-        return settled
+        self._restless = self._restless + 1 if restless else 0
+        return (settled and not restless) or self._restless > _MOST_RESTLESS
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether each file was at the last look as it was read."""
+        return self._seen == self._read
 
     def missing(self) -> list[str]:
         """Those that were not there at the last look."""

@@ -6,6 +6,7 @@ ones are kept beyond that: they serve where nobody answers.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +17,13 @@ from typing import NamedTuple, Protocol
 from gsmtpd.complaints import Complaints
 from gsmtpd.policy.questions import Answer, Kind, Question, Unanswered
 
+_log = logging.getLogger(__name__)
+
 MAX_KEPT = 100_000  # answers, of "yes" and of "no" each: 30 MB of either
 AGAIN = 2.0  # seconds until those who gave no answer are asked again
-PATIENCE = 5.0  # seconds after which a client is not kept waiting for an answer any longer
+PATIENCE = 5.0  # seconds after which a client is not kept waiting for answers any longer
+_STOP_WITHIN = 1.0  # seconds
+_SLOW = 0.5  # seconds: those behind a failure that took as long are spared it
 
 Done = Callable[[Answer, float], None]
 """Takes an answer, and for how many seconds it holds. May be called in any thread, once."""
@@ -72,12 +77,21 @@ class Lookups:
         for source in set(self._sources.values()):
             source.stop()
 
-    def answer(self, question: Question) -> Answer:
-        """What is known by now. Raises Unanswered."""
+    def answer(self, question: Question, since: float | None = None) -> Answer:
+        """What is known by now. Raises Unanswered.
+
+        since: monotonic seconds; an answer serves that has held at any time from then on, so that
+        who asks for several needs none of them twice.
+        """
         kept = self._yes.get(question) or self._no.get(question)
-        if kept is None or kept.until < self._clock():
+        if kept is None or kept.until < (self._clock() if since is None else since):
             raise Unanswered(question)
         return kept.answer
+
+    def known(self, question: Question) -> Answer:
+        """What was last known, however old that is."""
+        kept = self._yes.get(question) or self._no.get(question)
+        return kept.answer if kept is not None else None
 
     def prepare(self, question: Question) -> None:
         """Ask ahead of time, unless the answer is known."""
@@ -87,10 +101,7 @@ class Lookups:
             self.look_up(question)
 
     def look_up(self, question: Question, then: Callable[[], None] = lambda: None) -> None:
-        """Ask, and call `then` in some thread once `answer` has something to say.
-
-        It need not be the truth: see `give_up`.
-        """
+        """Ask, and call `then` in some thread once `answer` has something to say."""
         with self._lock:
             waiting = self._waiting.get(question)
             if waiting is not None:
@@ -100,7 +111,7 @@ class Lookups:
         self._sources[question.kind].ask(question.about, partial(self._done, question))
 
     def give_up(self, question: Question) -> None:
-        """Go on without an answer: an old one serves, if there is one."""
+        """Have all who wait go on without an answer: an old one serves, if there is one."""
         self._done(question, None, AGAIN)
 
     def _done(self, question: Question, answer: Answer, seconds: float) -> None:
@@ -114,7 +125,10 @@ class Lookups:
             held[question] = _Kept(answer, self._clock() + seconds)
             waiting = self._waiting.pop(question, ())
         for then in waiting:
-            then()
+            try:
+                then()
+            except Exception:
+                _log.exception("lookups: a client could not be told of an answer")
 
 
 class AskedByThreads:
@@ -154,14 +168,19 @@ class AskedByThreads:
         """Put it into the queue; where all threads are kept waiting, nobody can say."""
         now = self._clock()
         if self._hang(now):
+            self._complain(f"no answer for {PATIENCE:g} s")
             done(None, AGAIN)
         else:
             self._asked.put((about, done, now))
 
     def stop(self) -> None:
-        """End the threads behind what they have been asked."""
+        """End the threads behind what they have been asked, or give up on them."""
         for _ in self._threads:
             self._asked.put(None)
+        deadline = self._clock() + _STOP_WITHIN
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - self._clock()))
 
     def _hang(self, now: float) -> bool:
         """Whether whom they ask has kept all threads for longer than a client is."""
@@ -178,20 +197,24 @@ class AskedByThreads:
             done(*answer)
 
     def _answer(self, about: str, since: float) -> tuple[Answer, float]:
-        # Nobody waits any longer, or the next one would only find out the same.
+        # Nobody waits any longer, or it would take as long again to find out the same.
         now = self._clock()
         if now > since + PATIENCE or now < self._failed_at + AGAIN:
             return None, AGAIN
         try:
             found = self._ask(about)
         except Exception as error:
-            self._failed_at = self._clock()
-            # Once: one trouble has different words at each of several tries.
-            if not self._in_trouble:
-                self._in_trouble = True
-                wrong = f"{error}; what is known serves on, all else is answered with 451"
-                self._complaints.say(wrong)
+            if self._clock() - now > _SLOW:
+                self._failed_at = self._clock()
+            self._complain(str(error))
             return None, AGAIN
         self._in_trouble = False
         self._complaints.over()
         return "yes" if found else "", self._seconds
+
+    def _complain(self, trouble: str) -> None:
+        """Say it once: one trouble has different words at each of several tries."""
+        if not self._in_trouble:
+            self._in_trouble = True
+            wrong = f"{trouble}; what is known serves on, all else is answered with 451"
+            self._complaints.say(wrong)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from unicodedata import normalize
 
 from gsmtpd.smtp.address import parse_mailbox
 from gsmtpd.wording import printable, shown
@@ -26,6 +27,8 @@ _ORDINARY = re.compile(_ORDINARY_NAME)
 _ORDINARY_ADDRESS = re.compile(rf"[a-z0-9_+=\-]++(?:\.[a-z0-9_+=\-]++)*+@{_ORDINARY_NAME}")
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _ORDINARY_NETWORK = re.compile(rf"(?:{_BYTE}\.){{3}}(?:{_BYTE}|0/24)")
+_JOINERS = "\u200c\u200d"
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 section 3.1
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses, RFC 4291 section 2.5.5.2
 
 
@@ -38,7 +41,7 @@ def domain_name(text: str) -> str:
     name = text.removesuffix(".")
     if not name.isascii() and len(name) <= MAX_NAME:
         try:
-            name = name.encode("idna").decode("ascii")
+            name = _to_a_labels(name)
         except UnicodeError:
             raise ValueError(f"{wrong}; write it in its xn-- form") from None
     name = name.lower()
@@ -95,11 +98,31 @@ def a_labels(domain: str) -> str:
     if lower.isascii():
         return lower
     try:
-        name = lower.encode("idna").decode("ascii").lower() if len(lower) <= MAX_NAME else ""
+        name = _to_a_labels(lower) if len(lower) <= MAX_NAME else ""
     except UnicodeError:
         return lower
     # What is compatible with "@", "/" or ".." beyond ASCII is none of them in a name.
     return name if _is_name(name) else lower
+
+
+def _to_a_labels(name: str) -> str:
+    """By IDNA 2003, as Python has it. Raises UnicodeError.
+
+    But two letters that it took for others are names of their own today, and the two joiners, which
+    it left out, too (RFC 5894 section 7.2); these, as they cannot be seen, are refused.
+    """
+    if any(joiner in name for joiner in _JOINERS):
+        raise UnicodeError("a joiner")
+    labels = _DOTS.split(name.lower()) if any(c in name for c in "\u1e9e\u00df\u03c2") else []
+    if not labels:
+        return name.encode("idna").decode("ascii").lower()
+    return ".".join(map(_a_label, labels))
+
+
+def _a_label(label: str) -> str:
+    if "\u00df" in label or "\u03c2" in label:
+        return "xn--" + normalize("NFC", label).encode("punycode").decode("ascii")
+    return label.encode("idna").decode("ascii").lower()
 
 
 def _check_no_file(text: str) -> None:

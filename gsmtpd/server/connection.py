@@ -16,7 +16,7 @@ from gsmtpd.message.row import Message
 from gsmtpd.metrics import Counter
 from gsmtpd.policy.decision import Decision, decide
 from gsmtpd.policy.lookups import PATIENCE
-from gsmtpd.policy.questions import Question, Unanswered
+from gsmtpd.policy.questions import Ask, Question, Unanswered
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
@@ -48,7 +48,7 @@ class Leave(IntEnum):
 
 
 class _Waiting(NamedTuple):
-    """A recipient that waits for an answer from elsewhere. since: monotonic seconds."""
+    """A recipient that waits for answers from elsewhere. since: monotonic seconds, of the first."""
 
     asked: RecipientAsked
     question: Question
@@ -167,7 +167,7 @@ class Connection:
                 self._answer_message(job.message, reply.STORAGE_TROUBLE, job.submitted)
         elif self._waiting is not None:
             if now - self._waiting.since > PATIENCE:
-                self.server.lookups.give_up(self._waiting.question)
+                self._give_up(self._waiting)
         elif self._lingering:
             if now - self.since > LINGER:
                 self.close()
@@ -222,7 +222,7 @@ class Connection:
             if isinstance(event, MessageReceived):
                 self._take(event)
                 break
-            decision = self._decide(event)
+            decision = self._decide(event, self.thread.now, self.server.lookups.answer)
             if decision is None:
                 break
             event = self.session.answer(decision.reply, decision.mailboxes)
@@ -230,24 +230,31 @@ class Connection:
             self._log_refusals()
         self._send()
 
-    def _decide(self, asked: RecipientAsked) -> Decision | None:
+    def _decide(self, asked: RecipientAsked, since: float, ask: Ask) -> Decision | None:
         """What becomes of a recipient; None while that has to be asked elsewhere."""
-        server = self.server
         try:
-            return decide(
-                server.policy.current, asked.recipient, self.client_ip, server.lookups.answer
-            )
+            return decide(self.server.policy.current, asked.recipient, self.client_ip, ask)
         except Unanswered as unanswered:
-            waiting = self._waiting = _Waiting(asked, unanswered.question, self.thread.now)
+            waiting = self._waiting = _Waiting(asked, unanswered.question, since)
         resume = partial(self.thread.call_for, self, partial(self._looked_up, waiting))
-        server.lookups.look_up(waiting.question, resume)
+        self.server.lookups.look_up(waiting.question, resume)
         return None
 
     def _looked_up(self, waiting: _Waiting) -> None:
         """The answer is there; called in its own thread."""
         if self._waiting is waiting:
-            self._waiting = None
-            self._go_on(waiting.asked)
+            self._decide_again(waiting, partial(self.server.lookups.answer, since=waiting.since))
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        """It has taken too long: decide with what is known."""
+        self.server.lookups.give_up(waiting.question)
+        self._decide_again(waiting, self.server.lookups.known)
+
+    def _decide_again(self, waiting: _Waiting, ask: Ask) -> None:
+        self._waiting = None
+        decision = self._decide(waiting.asked, waiting.since, ask)
+        if decision is not None:
+            self._go_on(self.session.answer(decision.reply, decision.mailboxes))
 
     def _log_refusals(self) -> None:
         for refusal in self.session.refusals:
@@ -312,7 +319,7 @@ class Connection:
             self.thread.watch(self, EPOLLOUT)
         elif self.session.farewell is not None:
             self._say_goodbye(self.session.farewell)
-        elif self._job is None and self._waiting is None:
+        elif (self._job is None and self._waiting is None) or self.interest == EPOLLOUT:
             self.thread.watch(self, EPOLLIN)
 
     def _say_goodbye(self, farewell: Reply) -> None:

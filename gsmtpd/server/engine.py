@@ -82,9 +82,9 @@ class Engine:
             if spent > STOP_QUIET:
                 self._pool.leave(Leave.IN_DATA if spent > STOP_IN_DATA else Leave.UNASKED)
                 time.sleep(0.2)
+        self._lookups.stop()  # before the store: they ask it
         if self._writer is not None and not self._writer.stop(2.0):
             _log.error("the store did not finish in time; what it has is not acknowledged")
-        self._lookups.stop()
         for upkeep in self._upkeep:
             upkeep.stop(1.0)
         self._pool.stop(1.0)

@@ -12,21 +12,15 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import pymysql
-
-try:
-    from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped]
-except ModuleNotFoundError:  # the Debian package brings it: Debian 12 has none
-    sys.path.append(f"{sys.prefix}/share/gsmtpd/vendor")
-    from dbutils.pooled_db import PooledDB
 
 from gsmtpd.message.body import NOTHING
 from gsmtpd.message.row import Message, RowMaker
@@ -49,7 +43,8 @@ from gsmtpd.storage.mysql_connection import (
     store_error,
 )
 from gsmtpd.storage.mysql_look import check_settings, read_columns
-from gsmtpd.storage.mysql_query import Query
+from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
+from gsmtpd.storage.mysql_query import Queries
 from gsmtpd.storage.mysql_table import MailTable
 from gsmtpd.storage.reader import Bodies, SQLReader
 
@@ -58,11 +53,6 @@ _log = logging.getLogger(__name__)
 _TRIES = 3
 _KILL_LOOKS = 40  # looks, 0.05 s apart, whether a killed session has ended
 _LOOKUP_PAUSES = (0.0, 0.5, 1.5, 3.0)  # seconds before each look for an ambiguous batch
-_FAILURES = (
-    pymysql.err.OperationalError,
-    pymysql.err.InterfaceError,
-    pymysql.err.InternalError,
-)
 _STATEMENT_BYTES = 4 * 1024 * 1024
 _ROOM_FOR_NAMES = 8192  # octets of an INSERT in front of its values
 
@@ -92,7 +82,7 @@ class MySQLStore:
 
     warn: say in the log what `prepare` finds; one worker of several is enough for that.
     strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
-    threads will use `query`, whose connections come on top.
+    threads use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
     """
 
@@ -118,14 +108,15 @@ class MySQLStore:
         self._connector = Connector(database)
         self._beside = Beside(database.table, warn)
         self._said_as_it_is = False
+        self._queries = Queries(database, max(1, lookups))
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
         self._pool = PooledDB(
             self._connector.connect,
-            maxconnections=connections + lookups,
+            maxconnections=connections,
             reset=False,
             ping=0,
-            failures=_FAILURES,
+            failures=FAILURES,
         )
 
     def prepare(self) -> None:
@@ -189,13 +180,14 @@ class MySQLStore:
 
     def query(self, sql: str) -> Callable[[str], bool]:
         """Whether the statement finds a row for its parameter. What is called raises StoreError."""
-        return Query(self._connection, self._database, sql).finds
+        return partial(self._queries.finds, sql)
 
     def close(self) -> None:
         """Close the pool's connections."""
         if self._beside.uncounted:
             with suppress(pymysql.MySQLError, OSError), self._connection() as connection:
                 self._beside.count(connection)
+        self._queries.close()
         self._pool.close()
 
     @contextmanager

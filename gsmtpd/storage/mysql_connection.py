@@ -54,10 +54,14 @@ class Database:
 
 
 class Connector:
-    """Makes connections to the first of the database's hosts that takes one and can write."""
+    """Makes connections to the first of the database's hosts that takes one and can write.
 
-    def __init__(self, database: Database) -> None:
+    read_timeout: seconds that an answer may take.
+    """
+
+    def __init__(self, database: Database, read_timeout: float = READ_TIMEOUT) -> None:
         self._database = database
+        self._read_timeout = read_timeout
         self._lock = threading.Lock()
         self._avoided: dict[Host, float] = {}  # until when, monotonic seconds
 
@@ -70,7 +74,7 @@ class Connector:
         # The avoided ones last: a host that reads only is better than none, it may have changed.
         for host in sorted(self._database.hosts, key=avoided.__contains__):
             try:
-                return _connect_to(host, self._database)
+                return _connect_to(host, self._database, self._read_timeout)
             except pymysql.err.Error as error:
                 trouble = trouble or error
         assert trouble is not None
@@ -82,7 +86,7 @@ class Connector:
             self._avoided[host] = time.monotonic() + AVOID_FOR
 
 
-def _connect_to(host: Host, database: Database) -> Any:
+def _connect_to(host: Host, database: Database, read_timeout: float) -> Any:
     connection: Any = _Connection(
         host=host.name,
         port=host.port,
@@ -102,7 +106,7 @@ def _connect_to(host: Host, database: Database) -> Any:
     # As PyMySQL says of Unix sockets it has made: passwords go over them as they are.
     connection._secure = host.unix_socket is not None
     try:
-        connection.connect(_socket_to(host))
+        connection.connect(_socket_to(host, read_timeout))
     except RuntimeError as error:  # of PyMySQL: a password is to be encrypted, and it cannot
         raise pymysql.err.OperationalError(
             CANNOT_ENCRYPT,
@@ -143,7 +147,7 @@ class _TimedSocket(socket.socket):
             raise TimeoutError("timed out") from error
 
 
-def _socket_to(host: Host) -> socket.socket:
+def _socket_to(host: Host, read_timeout: float) -> socket.socket:
     """A socket to `host`. Raises pymysql.err.OperationalError (2003)."""
     try:
         if host.unix_socket:
@@ -159,10 +163,10 @@ def _socket_to(host: Host) -> socket.socket:
     connected.settimeout(None)
     timed = _TimedSocket(fileno=connected.detach())
     for option, seconds in (
-        (socket.SO_RCVTIMEO, READ_TIMEOUT),
+        (socket.SO_RCVTIMEO, read_timeout),
         (socket.SO_SNDTIMEO, WRITE_TIMEOUT),
     ):
-        timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+        timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
     return timed
 
 
@@ -195,7 +199,7 @@ def explain(error: BaseException, database: Database) -> str:
             f"user {database.user!r} has no right to SELECT and INSERT in"
             f" {database.database}.{database.table}; GRANT it"
         )
-    text = error.args[1] if len(error.args) > 1 else error
+    text = (error.args[1] if len(error.args) > 1 else error) or "the connection was lost"
     return f"database at {where}: {text} (error {code})"
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 
 from gsmtpd.message.row import COLUMNS, Message, RowMaker
@@ -22,6 +23,7 @@ from gsmtpd.storage.base import (
 from gsmtpd.storage.dedupe import MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.sqlite_query import Queries
 
 _BUSY_TIMEOUT = 10.0  # seconds to wait for another process's commit
 _INSERT = (
@@ -165,6 +167,7 @@ class SQLiteStore:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
+        self._queries = Queries(partial(connect, path, durable))
 
     def prepare(self) -> None:
         """Open the file and make its tables. Raises StoreError."""
@@ -214,15 +217,15 @@ class SQLiteStore:
 
         def finds(value: str) -> bool:
             try:
-                found = self._connection().execute(own, (value,)).fetchone()
+                return self._queries.finds(own, value)
             except sqlite3.Error as error:
                 raise store_error(self._path, error) from error
-            return found is not None
 
         return finds
 
     def close(self) -> None:
         """Close all connections; the last one of all processes empties and removes the WAL."""
+        self._queries.interrupt()
         for connection in self._connections:
             connection.close()
 

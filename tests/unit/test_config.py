@@ -758,7 +758,7 @@ CHECKED = [
     ("query", "", ""),
     ("query", "select 1 from t where a = %s ;", "select 1 from t where a = %s"),
     ("query", "SELECT 1\n  FROM t\nWHERE a = %s", "SELECT 1 FROM t WHERE a = %s"),
-    ("query", "WITH x AS (SELECT 1) SELECT * FROM x WHERE %s LIKE '%%.x'", None),
+    ("query", "SELECT * FROM (SELECT 1) x WHERE %s LIKE '%%.x'", None),
     ("query", "SELECT 1 FROM \"t\" WHERE `a#b` = %s AND c = '#;--/*'", None),
     ("query", "SELECT 1 FROM t WHERE a = %s AND b = 'it''s # '''", None),
     ("yes_no", "Yes", True),

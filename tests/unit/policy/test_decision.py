@@ -42,7 +42,8 @@ def read(tmp_path: Path) -> Read:
 
 def policy(**changes: Any) -> Policy:
     """Who serves x.example."""
-    return Policy(**({"domains": DomainSet(["x.example"]), "own_domain": "mx.example"} | changes))
+    changes.setdefault("domains", DomainSet(["x.example"]))
+    return Policy(own_domain="mx.example", **changes)
 
 
 class Asked:

@@ -35,6 +35,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def pass_by(self, seconds: float) -> None:
+        """Let so much time go by."""
+        self.now += seconds
+
 
 class Oracle:
     """A source that answers when a test has it do so."""
@@ -150,6 +154,38 @@ def test_the_last_answer_that_was_one_counts(story: list[tuple[Answer, float]]) 
         assert place.known() == last
         place.clock.now += pause
         assert place.known() == last
+
+
+def test_who_has_several_questions_needs_no_answer_twice(place: Place) -> None:
+    """Though each takes longer than the one before it holds."""
+    questions = [ANN, BOB, Question(Kind.RECIPIENT, "eve@x.example")]
+    place.learn("no more", ANN, 0.5)
+    place.clock.now += 1.0
+    began = place.clock.now
+    asked: list[Question] = []
+    while len(asked) < 10:
+        try:
+            found = [place.lookups.answer(each, since=began) for each in questions]
+            break
+        except Unanswered as unanswered:
+            asked.append(unanswered.question)
+            place.clock.now += 1.0
+            place.learn(unanswered.question.about, unanswered.question, 0.5)
+    assert asked == questions  # what had held before they began was asked again
+    assert found == [each.about for each in questions]
+    place.clock.now += 1.0
+    assert [place.known(each) for each in questions] == [Unanswered] * 3
+
+
+def test_what_was_last_known(place: Place) -> None:
+    assert place.lookups.known(ANN) is None
+    for answer in ("yes", ""):
+        place.learn(answer)
+        place.clock.now += 1000 * TTL
+        assert place.known() is Unanswered
+        assert place.lookups.known(ANN) == answer
+    place.learn(None)
+    assert place.lookups.known(ANN) == ""
 
 
 # Who waits for it
@@ -291,11 +327,15 @@ def test_each_source_is_started_and_stopped_once() -> None:
 
 
 class Database:
-    """What threads ask: it answers once `open` is set. known: whom it knows."""
+    """What threads ask: it answers once `open` is set. known: whom it knows.
+
+    late: called before it fails, as it takes its time.
+    """
 
     def __init__(self, *known: str) -> None:
         self.known = {*known}
         self.wrong: Exception | None = None
+        self.late: Callable[[], None] = lambda: None
         self.open = threading.Event()
         self.open.set()
         self.asked: list[str] = []
@@ -306,6 +346,7 @@ class Database:
         self.arrived.release()
         assert self.open.wait(SOON)
         if self.wrong is not None:
+            self.late()
             raise self.wrong
         return about in self.known
 
@@ -365,6 +406,7 @@ def test_a_failure_is_no_answer_and_asked_again_after_a_while(
     caplog.set_level(logging.INFO)
     with running() as made:
         made.database.wrong = OSError("the database is gone")
+        made.database.late = lambda: made.clock.pass_by(1.0)
         for _ in range(3):
             assert made.answer("ann") == (None, AGAIN)
         assert made.database.asked == ["ann"]
@@ -375,6 +417,7 @@ def test_a_failure_is_no_answer_and_asked_again_after_a_while(
         made.database.wrong = ValueError("and now in other words")
         assert made.answer("bob") == (None, AGAIN)
         assert made.database.asked == ["ann", "bob"]
+        made.database.late = lambda: None
         assert caplog.messages == [f"users: the database is gone{ENDS}"]
         made.clock.now += AGAIN
         made.database.wrong = None
@@ -384,6 +427,15 @@ def test_a_failure_is_no_answer_and_asked_again_after_a_while(
         made.database.wrong = OSError("gone once more")
         made.answer("ann")
         assert caplog.messages[2:] == [f"users: gone once more{ENDS}"]
+
+
+def test_a_failure_at_once_keeps_nobody_from_asking() -> None:
+    """One value that the database cannot compare must not take the answers from all others."""
+    with running() as made:
+        made.database.wrong = OSError("Illegal mix of collations")
+        assert made.answer("zoë") == (None, AGAIN)
+        made.database.wrong = None
+        assert made.answer("ann") == ("yes", TTL)
 
 
 def test_what_nobody_waits_for_any_more_is_not_asked() -> None:

@@ -105,11 +105,8 @@ def test_all_that_the_lists_say_is_in_the_policy(write: Write) -> None:
     assert policy.aliases is not None and policy.aliases.exact("info", "x.example")
     assert policy.allow.match("2001:db8::1") and policy.deny.match("192.0.2.1")
     assert policy.denies("192.0.2.7") == "" != policy.denies("192.0.2.8")
-    assert (policy.own_domain, policy.unknown, policy.always) == (
-        "mx.example",
-        Unknown.DEFER,
-        {"abuse"},
-    )
+    assert (policy.own_domain, policy.unknown) == ("mx.example", Unknown.DEFER)
+    assert policy.always == {"abuse"}
     assert policy.asks_domains and policy.asks_recipients and policy.asks_clients
     assert policy.has_recipients and policy.plus_tags
 
@@ -210,6 +207,8 @@ def test_the_source_of_a_reason(write: Write) -> None:
     assert sources("bob@x.example") == [inline, inline]
     assert sources("info@x.example") == [inline, (aliases[1:], 2)]
     assert sources("eve@x.example") == [inline] * 3
+    write("more", "carl\nBOB\n")
+    assert sources("bob@x.example") == [inline, inline]  # it would be known without the file
     assert files.source(Reason(Rule.DNSBL, "whatever", "zen.example.org")) == inline
 
 

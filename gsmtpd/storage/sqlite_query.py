@@ -1,0 +1,39 @@
+"""Does the administrator's own SQL find a row in an SQLite file?"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+
+
+class Queries:
+    """Statements with one parameter, for any number of threads.
+
+    connect: gives a connection to the file, for the thread that calls it; raises StoreError.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+
+    def finds(self, sql: str, value: str) -> bool:
+        """Whether there is a row for `value`. Raises sqlite3.Error or StoreError."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+            connection.execute("PRAGMA query_only=ON")
+            self._connections.append(connection)
+        try:
+            return connection.execute(sql, (value,)).fetchone() is not None
+        except sqlite3.Error:
+            # The file may be another by now.
+            self._local.connection = None
+            self._connections.remove(connection)
+            raise
+
+    def interrupt(self) -> None:
+        """End what is being asked. Not by close: that would wait, and nobody runs meanwhile."""
+        for connection in [*self._connections]:
+            connection.interrupt()
