@@ -337,8 +337,8 @@ def test_case_means_nothing(make: Make, case: tuple[Written, str], client: str, 
     else:
         assert found.mailboxes is not None
         for one, each in zip(expected.mailboxes, found.mailboxes, strict=True):
-            own = Mailbox(other.local.partition("+")[0], other.domain)
-            assert each in (one, own)
+            # The one of an alias as the file has it, another as the client said it.
+            assert each == one or each.local in (other.local, other.local.partition("+")[0])
             assert (each.local.lower(), each.domain) == (one.local.lower(), one.domain)
 
 

@@ -302,13 +302,12 @@ def mailboxes_of(scene: Scene, answer: str, primary: str) -> list[str]:
     """`to` of the rows that an answer to `scene.recipient` stands for."""
     if ANSWERS[answer] != str(reply.RECIPIENT_OK) or answer == "drop":
         return []
-    users, domain = [scene.user], scene.domain
+    users, domain = [scene.user], primary or a_labels(scene.domain)
     if ALIASES.fullmatch(answer):
-        domain = a_labels(domain)
         # The last of them: a chain ends there.
         targets = scene.filled(SETTINGS[answer].values[-1]).partition(":")[2]
         users = [user.strip() for user in targets.split(",")]
-    return [f"{user}@{primary or domain}" for user in users]
+    return [f"{user}@{domain}" for user in users]
 
 
 # The tests

@@ -190,7 +190,7 @@ def test_a_change_that_was_undone_is_none(file: Path) -> None:
     assert not watch.changed()
 
 
-def test_one_of_two_files_is_enough(tmp_path: Path, file: Path) -> None:
+def test_one_of_two_files_is_enough_once_both_rest(tmp_path: Path, file: Path) -> None:
     other = tmp_path / "other"
     file.write_text("a.example\n")
     other.write_text("b.example\n")
@@ -198,7 +198,19 @@ def test_one_of_two_files_is_enough(tmp_path: Path, file: Path) -> None:
     file.write_text("longer.a.example\n")
     assert not watch.changed()
     other.write_text("longer.b.example\n")
+    assert not watch.changed()
     assert watch.changed()
+
+
+def test_a_file_that_is_another_at_each_look_is_read_in_the_end(file: Path) -> None:
+    file.write_text("a.example\n")
+    watch = Watch([str(file)])
+    looks = 0
+    while not watch.changed():
+        looks += 1
+        file.write_text("a.example\n" * (looks + 1))
+        assert looks < 10
+    assert looks > 3
 
 
 def test_a_vanished_file_has_not_changed_until_it_is_back(file: Path) -> None:
