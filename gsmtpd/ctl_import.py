@@ -19,7 +19,7 @@ from gsmtpd.message.ids import id_maker
 from gsmtpd.message.row import Message
 from gsmtpd.message.trace import parse_front
 from gsmtpd.smtp.address import Mailbox, parse_mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.base import Letter, Outcome, Store
 
 _MAX_BATCH = 100  # messages in one transaction

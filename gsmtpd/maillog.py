@@ -15,9 +15,9 @@ from itertools import chain
 
 from gsmtpd.message.row import Message
 from gsmtpd.smtp.address import Mailbox
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.smtp.refusal import Refusal
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.smtp.session import Envelope
 
 NO_TLS = "no"
 MAX_FIELD = 512  # octets of any one field

@@ -15,7 +15,7 @@ from gsmtpd.message.headers import Headers, cut, read_headers, score_reader
 from gsmtpd.message.packing import Packed
 from gsmtpd.message.trace import delivery_fields, received, return_path_field
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 
 class Message(NamedTuple):

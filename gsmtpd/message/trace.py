@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 _UNSAFE = re.compile(r"[^\x21-\x27\x2a-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]")
 _MAX_HELO = 255

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.command import MailCommand, parse_mail, parse_rcpt
+from gsmtpd.smtp.envelope import Envelope, Mailboxes
 from gsmtpd.smtp.framing import DataReader, has_bare_newline
 from gsmtpd.smtp.refusal import About, Refusal, about, sender_of
 from gsmtpd.smtp.reply import Reply
@@ -26,32 +27,6 @@ MAX_JUNK_LINE = 65536  # octets; who sends a longer line speaks no SMTP
 MAX_RECEIVED = 100  # Received fields, RFC 5321 section 6.3
 _HEADER_READ = 65536  # octets of a header that are looked at
 _LONG_LINE_KEPT = 1024  # octets of a line that is too long, to say later which command it was
-
-
-Mailboxes = tuple[Mailbox, ...]
-
-
-class Envelope(NamedTuple):
-    """Who mails whom. helo: as the client said it. sender: None for the null reverse-path.
-
-    recipients: those that the message is stored for, as the client named them. mailboxes: for each
-    of them those that it goes into; () where each has its own. discarded: recipients that were
-    taken, too, and whose mail is thrown away.
-    """
-
-    helo: str
-    esmtp: bool
-    sender: Mailbox | None
-    recipients: Mailboxes
-    smtputf8: bool = False
-    body: str = "7BIT"
-    mailboxes: tuple[Mailboxes, ...] = ()
-    discarded: Mailboxes = ()
-
-    @property
-    def copies(self) -> int:
-        """How often the message is stored."""
-        return sum(map(len, self.mailboxes)) if self.mailboxes else len(self.recipients)
 
 
 class RecipientAsked(NamedTuple):
@@ -380,7 +355,7 @@ class Session:
             self.helo, self._esmtp, mail.sender, recipients, mail.smtputf8, mail.body
         )
         if mailboxes:
-            envelope = _with(envelope, mailboxes)
+            envelope = envelope.with_mailboxes(mailboxes)
         return MessageReceived(envelope, content)
 
     def _rset(self, argument: bytes, more: bool) -> None:
@@ -485,17 +460,6 @@ _COMMANDS: dict[bytes, _Handler] = {
     # A browser that was sent here may carry commands in what it posts.
     **dict.fromkeys((b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT"), Session._not_smtp),
 }
-
-
-def _with(envelope: Envelope, mailboxes: dict[int, Mailboxes]) -> Envelope:
-    """The envelope, with the `mailboxes` of those recipients that have not just their own."""
-    taken = envelope.recipients
-    into = [mailboxes.get(number, (each,)) for number, each in enumerate(taken)]
-    return envelope._replace(
-        recipients=tuple(each for each, some in zip(taken, into, strict=True) if some),
-        mailboxes=tuple(some for some in into if some),
-        discarded=tuple(each for each, some in zip(taken, into, strict=True) if not some),
-    )
 
 
 def _text(argument: bytes) -> str | None:

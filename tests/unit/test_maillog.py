@@ -27,10 +27,10 @@ from gsmtpd.maillog import (
 from gsmtpd.message.row import Message
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.smtp.refusal import About, Refusal
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Envelope
 from tests.dialogs.pure import PureClient
 
 Line = Callable[[Iterable[tuple[str, object]]], str]

@@ -35,9 +35,9 @@ from gsmtpd.policy.lists import read_list
 from gsmtpd.server.port_owner import Process
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.smtp.refusal import About, Refusal
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.smtp.session import Envelope
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.schema import statements
 from tests.servers import ROOT, find_program

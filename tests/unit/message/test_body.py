@@ -14,7 +14,7 @@ from gsmtpd.message.charsets import UNKNOWN
 from gsmtpd.message.headers import MAX_HEADER, score_reader
 from gsmtpd.message.row import WIDTHS, Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 ENVELOPE = Envelope("h", True, None, (Mailbox("u", "example.com"),))
 REPLACED = "\ufffd"

@@ -18,7 +18,7 @@ from gsmtpd.message.body import MAX_NAME, MAX_TEXT, read_body
 from gsmtpd.message.mime import MAX_DEPTH, MAX_PARTS
 from gsmtpd.message.row import WIDTHS, Message, Row, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from tests import hostile
 
 ENVELOPE = Envelope(

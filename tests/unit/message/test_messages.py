@@ -15,7 +15,7 @@ import pytest
 
 from gsmtpd.message.row import Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 CORPUS = Path(__file__).resolve().parents[2] / "messages"
 NAMES = sorted(path.stem for path in CORPUS.glob("*.json"))

@@ -13,7 +13,7 @@ from gsmtpd.message import packing
 from gsmtpd.message.packing import Packed
 from gsmtpd.message.row import FASTEST, Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 RECIPIENTS = tuple(Mailbox(f"user{number}", "example.com") for number in range(20))
 ENVELOPE = Envelope("client.example.org", True, Mailbox("joe", "example.org"), RECIPIENTS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gsmtpd.message.row import COLUMNS, WIDTHS, Message, Row, RowMaker
 from gsmtpd.message.trace import delivery_fields, received
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.schema import statements
 
 U = Mailbox("u", "example.com")

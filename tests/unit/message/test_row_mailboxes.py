@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gsmtpd.message.row import Message, Row, RowMaker
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
-from gsmtpd.smtp.session import Envelope, Mailboxes
+from gsmtpd.smtp.envelope import Envelope, Mailboxes
 
 HOST = "mx.example.com"
 ANN, BOB, EVE = (Mailbox(local, "x.example") for local in ("ann", "bob", "eve"))

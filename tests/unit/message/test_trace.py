@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.message.trace import Front, delivery_fields, parse_front, protocol, received
 from gsmtpd.smtp.address import POSTMASTER, Mailbox, parse_path
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 
 U = Mailbox("u", "example.com")
 V = Mailbox("v", "example.com")
@@ -171,6 +171,8 @@ _ENVELOPE = st.builds(
     recipients=st.lists(_MAILBOX, min_size=1, max_size=3).map(tuple),
     smtputf8=st.just(False),
     body=st.just("7BIT"),
+    mailboxes=st.just(()),
+    discarded=st.just(()),
 )
 _MESSAGE = st.builds(
     Message,

@@ -8,9 +8,10 @@ import pytest
 
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Envelope, MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import MessageReceived, RecipientAsked, Session
 from gsmtpd.smtp.states import State
 from tests.dialogs import HOST_NAME
 from tests.dialogs.pure import PureClient

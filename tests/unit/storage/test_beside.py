@@ -21,7 +21,7 @@ import pytest
 
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import Outcome, Result, Store
 from gsmtpd.storage.mysql import MySQLStore

@@ -13,7 +13,7 @@ import pytest
 
 from gsmtpd.message.row import Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.base import Outcome, Result
 from gsmtpd.storage.mysql import MySQLStore
 from gsmtpd.storage.mysql_connection import Database, Host

@@ -15,7 +15,7 @@ import pytest
 
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.base import Duplicate, Outcome, Result, Store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.mysql import MySQLStore

@@ -17,7 +17,7 @@ from dbutils.steady_db import SteadyDBConnection
 
 from gsmtpd.message.row import COLUMNS, Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.base import Outcome, StoreError, StorePermissionError
 from gsmtpd.storage.mysql import MySQLStore
 from gsmtpd.storage.mysql_connection import Connector, Database, Host

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from gsmtpd.message.row import Message, RowMaker
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store
 from gsmtpd.storage.writer import GroupCommitWriter, Job

@@ -13,7 +13,7 @@ import pytest
 
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
-from gsmtpd.smtp.session import Envelope
+from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
 from gsmtpd.storage.writer import GroupCommitWriter, Job
