@@ -56,12 +56,12 @@ class Database:
 class Connector:
     """Makes connections to the first of the database's hosts that takes one and can write.
 
-    read_timeout: seconds that an answer may take.
+    read_timeout: seconds that an answer may take, None for READ_TIMEOUT.
     """
 
-    def __init__(self, database: Database, read_timeout: float = READ_TIMEOUT) -> None:
+    def __init__(self, database: Database, read_timeout: float | None = None) -> None:
         self._database = database
-        self._read_timeout = read_timeout
+        self._read_timeout = READ_TIMEOUT if read_timeout is None else read_timeout
         self._lock = threading.Lock()
         self._avoided: dict[Host, float] = {}  # until when, monotonic seconds
 
