@@ -21,6 +21,7 @@ import pytest
 
 from tests.accounting import (
     Client,
+    Gone,
     MySQLTable,
     Table,
     count,
@@ -484,7 +485,10 @@ def test_files_that_change(files: Files, write: Write) -> None:
 
     def answers() -> list[Any]:
         new = ("postmaster@a.new.example", "someone@served.example", "team@served.example")
-        return [*rcpt(files.daemon, *new), greeting(files.daemon, "127.0.0.2")]
+        try:
+            return [*rcpt(files.daemon, *new), greeting(files.daemon, "127.0.0.2")]
+        except (Gone, OSError):
+            return []  # deny was read already, and allow not yet
 
     assert answers() == [NOT_SERVED, UNKNOWN, UNKNOWN, 220]
     before = {path.name: path.read_text() for path in files.path.iterdir()}
