@@ -20,8 +20,13 @@ class Complaints:
             self._said = text
             _log.warning("%s: %s", self._name, text)
 
+    @property
+    def open(self) -> bool:
+        """Whether a trouble was said, and not yet that it is over."""
+        return self._said is not None
+
     def over(self) -> None:
         """Log that what was said is no longer so."""
-        if self._said is not None:
+        if self.open:
             self._said = None
             _log.warning("%s: it works again", self._name)

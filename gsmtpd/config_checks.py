@@ -241,12 +241,6 @@ def host_name(value: str) -> str:
 
 
 @_check
-def domain_list(value: str) -> tuple[str, ...]:
-    """Any number of domains, each once."""
-    return _each_once(value, names.domain)
-
-
-@_check
 def optional_domain(value: str) -> str | None:
     """One domain, or None."""
     return names.domain(value) if value else None

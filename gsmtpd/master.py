@@ -166,8 +166,6 @@ class Master:
 
     def _look(self, now: float) -> None:
         self._workers.look()
-        with suppress(ListError):  # its workers say so
-            self._current.policy.refresh()  # so that new workers begin with what the others have
         if self._control is not None:
             self._control.sweep()
         if self._stop_deadline is not None:
@@ -184,6 +182,9 @@ class Master:
             f"clients: {total(Counter.CLIENTS)}, accepted: {total(Counter.ACCEPTED)},"
             f" refused: {total(Counter.REFUSED)}"
         )
+        # So that new workers begin with what the others have. They say what is wrong.
+        with suppress(ListError):
+            self._current.policy.refresh()
 
     # Workers
 

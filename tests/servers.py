@@ -573,5 +573,13 @@ class Gsmtpd(Server):
         """The worker processes the master has now."""
         return descendants(self.pid)
 
+    def dump(self) -> str:
+        """What its workers do, by their own words."""
+        before = len(self.log.read_text())
+        for worker in self.workers:
+            os.kill(worker, signal.SIGUSR2)
+        wait_for(lambda: "thread MainThread" in self.log.read_text()[before:])
+        return self.log.read_text()[before:]
+
     def last_words(self) -> str:
         return "\n".join(filter(None, [tail(self.output), tail(self.log)]))

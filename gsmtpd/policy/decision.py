@@ -164,8 +164,7 @@ class _Case:
         self._ask = ask
         self._recipient = recipient
         self._is_bare = not recipient.domain  # <Postmaster>
-        domain = recipient.domain or policy.own_domain
-        self._domain = a_labels(domain) or domain
+        self._domain = a_labels(recipient.domain or policy.own_domain)
         self._local = _folded(recipient.local)
         self._base = _without_tag(self._local) if policy.plus_tags else self._local
         self._always = self._base in policy.always
@@ -299,8 +298,9 @@ class _Case:
         return _UNKNOWN[unknown]
 
     def _to_targets(self, alias: Found) -> Decision:
-        targets = ", ".join(map(str, alias.targets))
-        self._because(Rule.ALIASES, f"stored for {targets}", alias.left, alias.line)
+        if self._reasons is not None:
+            targets = ", ".join(map(str, alias.targets))
+            self._because(Rule.ALIASES, f"stored for {targets}", alias.left, alias.line)
         ours: list[Mailbox] = []
         for each in alias.targets:
             served = self._domain == each.domain or self._is_served(each.domain)
@@ -308,7 +308,7 @@ class _Case:
                 return Decision(reply.LOOKUP_TROUBLE)
             if served:
                 ours.append(each)
-        # The domains of all were served when the aliases were read, or the query said so.
+        # Only a query can leave none: a file with a target that no list serves is refused.
         return Decision(reply.RECIPIENT_OK, tuple(ours)) if ours else self._unknown()
 
 

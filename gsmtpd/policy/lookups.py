@@ -152,7 +152,6 @@ class AskedByThreads:
         self._complaints = Complaints(name)
         self._asked: SimpleQueue[tuple[str, Done, float] | None] = SimpleQueue()
         self._failed_at = -AGAIN  # monotonic seconds
-        self._in_trouble = False
         self._asking: dict[str, float] = {}  # threads that ask by now, and since when they do
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True)
@@ -208,13 +207,11 @@ class AskedByThreads:
                 self._failed_at = self._clock()
             self._complain(str(error))
             return None, AGAIN
-        self._in_trouble = False
         self._complaints.over()
         return "yes" if found else "", self._seconds
 
     def _complain(self, trouble: str) -> None:
         """Say it once: one trouble has different words at each of several tries."""
-        if not self._in_trouble:
-            self._in_trouble = True
+        if not self._complaints.open:
             wrong = f"{trouble}; what is known serves on, all else is answered with 451"
             self._complaints.say(wrong)

@@ -167,7 +167,7 @@ class SQLiteStore:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
-        self._queries = Queries(partial(connect, path, durable))
+        self._queries = Queries(partial(connect, path, durable), partial(_identity, path))
 
     def prepare(self) -> None:
         """Open the file and make its tables. Raises StoreError."""

@@ -53,15 +53,6 @@ def begun(client: Client) -> Client:
     return client
 
 
-def state(daemon: Gsmtpd) -> str:
-    """What its workers do, by their own words."""
-    before = len(daemon.log.read_text())
-    for worker in daemon.workers:
-        os.kill(worker, signal.SIGUSR2)
-    wait_for(lambda: "thread MainThread" in daemon.log.read_text()[before:])
-    return daemon.log.read_text()[before:]
-
-
 def no_fault(daemon: Gsmtpd) -> None:
     text = daemon.log.read_text() + daemon.output.read_text()
     for word in ("Traceback", "SIGSEGV", "SIGKILL", "killing", "Fatal Python error"):
@@ -221,7 +212,7 @@ def test_who_waits_with_replies_unread_costs_nothing(mariadb: MariaDB, schema: s
         client.send(burst.encode())
         wait_for(lambda: unsent(client) == 0)
         os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: "looking up 'slow@example.com'" in state(daemon))
+        wait_for(lambda: "looking up 'slow@example.com'" in daemon.dump())
         for _ in range(BURST + 3):
             client.reply()
         began, before = time.monotonic(), cpu_seconds(worker)
@@ -264,7 +255,7 @@ def test_a_stop_while_sqlite_is_asked() -> None:
     query = {"recipients": {"query": SLOW_IN_SQLITE.format("%s")}}
     with Gsmtpd(query, before=FOR_EVER) as daemon, Client(daemon.address) as client:
         begun(client).send(b"RCPT TO:<slow@example.com>\r\n")
-        wait_for(lambda: "looking up 'slow@example.com'" in state(daemon))
+        wait_for(lambda: "looking up 'slow@example.com'" in daemon.dump())
         assert daemon.stop(5 + OUR_SIDE) == 0
         assert client.reply().text.startswith("421 4.3.2 ")
         no_fault(daemon)

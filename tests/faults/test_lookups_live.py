@@ -113,17 +113,8 @@ def waiting(daemon: Gsmtpd, recipient: str = NEW, then: bytes = b"") -> Iterator
     """A client whose recipient is being looked up for it. then: sent in the same burst."""
     with Client(daemon.address) as client:
         begun(client).send(f"RCPT TO:<{recipient}>\r\n".encode() + then)
-        wait_for(lambda: f"looking up '{recipient}'" in state(daemon))
+        wait_for(lambda: f"looking up '{recipient}'" in daemon.dump())
         yield client
-
-
-def state(daemon: Gsmtpd) -> str:
-    """What its workers do, by their own words."""
-    before = len(daemon.log.read_text())
-    for worker in daemon.workers:
-        os.kill(worker, signal.SIGUSR2)
-    wait_for(lambda: "thread MainThread" in daemon.log.read_text()[before:])
-    return daemon.log.read_text()[before:]
 
 
 def silent(client: Client) -> bool:

@@ -190,3 +190,23 @@ def test_the_reader_makes_no_file(path: Path) -> None:
     with pytest.raises(StoreError, match=str(path)):
         sqlite.open_reader(str(path))
     assert not path.exists()
+
+
+def test_a_query_follows_the_file_and_changes_nothing(store: SQLiteStore, path: Path) -> None:
+    def other(*known: str) -> None:
+        made = path.with_name("made.db")
+        with closing(sqlite3.connect(made)) as connection, connection:
+            connection.execute("CREATE TABLE users (address TEXT PRIMARY KEY)")
+            connection.executemany("INSERT INTO users VALUES (?)", [(each,) for each in known])
+        for end in ("", "-wal", "-shm"):  # all of the one before
+            path.with_name(path.name + end).unlink(missing_ok=True)
+        made.rename(path)
+
+    other("ann@example.com")
+    finds = store.query("SELECT 1 FROM users WHERE address = %s AND '%%' = '%%'")
+    assert [finds(f"{who}@example.com") for who in ("ann", "bob")] == [True, False]
+    other("bob@example.com")
+    assert [finds(f"{who}@example.com") for who in ("ann", "bob")] == [False, True]
+    with pytest.raises(StoreError, match="readonly"):
+        store.query("DELETE FROM users WHERE address = %s")("bob@example.com")
+    assert finds("bob@example.com")
