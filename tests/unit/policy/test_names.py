@@ -177,7 +177,7 @@ def test_whatever_it_is_the_answer_is_canonical_or_a_value_error(parse: Parse, t
         assert len(str(error)) < 400
     else:
         assert parse(found) == found
-        assert found == found.strip()
+        assert found == found.strip(" \t\r\n")  # others are letters of RFC 6531
 
 
 LABEL = st.from_regex(r"[a-z0-9_-]{1,9}", fullmatch=True) | st.sampled_from(["a" * 63, "a" * 64])
