@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
+from gsmtpd.app_listen import make_limits, make_manner, make_rules
 from gsmtpd.app_policy import make_lookups, query_threads
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.metrics import Counters
+from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
-from gsmtpd.server.tcp import Limits, SMTPServer
-from gsmtpd.smtp.rules import Rules
+from gsmtpd.server.tcp import SMTPServer
+from gsmtpd.server.tls import Certificates
 from gsmtpd.storage import mysql, mysql_schema, sqlite
 from gsmtpd.storage.base import Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
@@ -44,6 +48,14 @@ from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import READ_AT_ONCE_COMPRESSED, GroupCommitWriter
 
 _log = logging.getLogger(__name__)
+
+
+class Share(NamedTuple):
+    """What one process writes of the memory that all share. rows: one for each SMTP thread."""
+
+    counters: Counters
+    rows: range
+    seat: Seat
 
 
 def processes(config: Config) -> int:
@@ -187,35 +199,44 @@ def make_engine(
     config: Config,
     listeners: Sequence[Listener],
     policy: PolicyFiles,
-    counters: Counters,
-    rows: range,
+    certificates: Certificates | None,
+    share: Share,
     logs: Logs,
     first: bool,
 ) -> Engine:
-    """All that serves clients in one process. rows: of `counters`, one for each SMTP thread.
+    """All that serves clients in one process.
 
-    policy: see make_policy. first: whether it is the one of several processes that warns of what
-    concerns all. Without listeners there is one server for clients that are accepted elsewhere.
+    policy: see make_policy. certificates: see make_certificates. first: whether it is the one of
+    several processes that warns of what concerns all. Without listeners there is one server for
+    clients that are accepted elsewhere; it speaks as the first listener would.
     """
     servers: list[SMTPServer] = []
     database = make_database_store(config, partial(_limit_size, servers, first), first)
     writer = _make_writer(config, database)
     lookups = make_lookups(config, database)
     pool = SMTPThreadPool(
-        [SMTPThread(f"smtp-{row}", counters.row(row), logs.mail_log()) for row in rows]
+        [SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log()) for row in share.rows]
     )
-    limits = config.limits
-    rules = Rules(
-        host_name=config.server.host_name,
-        max_size=limits.max_size,
-        max_recipients=limits.max_recipients,
-        reject_bare_newline=limits.bare_newline == "reject",
-    )
-    limit = Limits(limits.max_clients, limits.timeout, limits.session_timeout)
+    limits = make_limits(config, len(share.rows))
     new_id = id_maker(time.time())
-    for held in [listener.socket for listener in listeners] if listeners else [None]:
-        server = SMTPServer(held, pool, rules, limit, policy, lookups, writer, new_id, counters)
-        servers.append(server)
+    chosen = {listener.name: listener for listener in config.listeners}
+    held: list[tuple[str, socket.socket | None]] = [(each.name, each.socket) for each in listeners]
+    for name, listener in held or [(config.listeners[0].name, None)]:
+        servers.append(
+            SMTPServer(
+                listener,
+                pool,
+                make_rules(config, chosen[name]),
+                limits,
+                policy,
+                lookups,
+                writer,
+                new_id,
+                share.counters,
+                share.seat,
+                make_manner(chosen[name], certificates),
+            )
+        )
     # Where clients are accepted elsewhere, each has a process: that is no place for upkeep.
     upkeep = _make_upkeep(config, policy, first) if listeners else []
     return Engine(servers, pool, writer, lookups, upkeep)

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from gsmtpd import __version__, app, app_policy, config, daemon, privileges, worker
+from gsmtpd.app_listen import make_certificates
 from gsmtpd.logs import SYSLOG, LogError, Logs, SysLog
 from gsmtpd.master import Master
 from gsmtpd.metrics import Counters
+from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.policy.lists import ListError
 from gsmtpd.server.listeners import Listener, ListenError, adopt_passed, open_listeners
 from gsmtpd.server.stdio import StdioClient, StdioError
+from gsmtpd.server.tls import CertificateError, Certificates
 from gsmtpd.smtp import reply
 from gsmtpd.storage.base import StoreError, StorePermissionError
 from gsmtpd.systemd import ActivationError, Notifier, passed_sockets
@@ -133,16 +136,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _serve_one(chosen: config.Config, client: StdioClient) -> int:
     _become(_intended(chosen))
-    policy = make_policy(chosen)
+    policy, certificates = make_policy(chosen), _make_certificates(chosen)
     logs = _prepare(chosen, client.log_to_stderr)
     logs.install()
     if not client.log_to_stderr:  # else they were said there
         for warning in chosen.warnings:
             _log.warning("%s", warning)
     counters = Counters()
-    rows = counters.take(app.threads(chosen))
+    crowd = Crowd(1)
+    share = app.Share(counters, counters.take(app.threads(chosen)), crowd.seat(crowd.take()))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    engine = app.make_engine(chosen, [], policy, counters, rows, logs, first=True)
+    engine = app.make_engine(chosen, [], policy, certificates, share, logs, first=True)
     worker.run_one(engine, client, logs)
     return EX_OK
 
@@ -198,6 +202,7 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
     make_policy(chosen)
+    _make_certificates(chosen)
     print(f"{chosen.path}: the configuration is good")
     try:
         app.check_store(chosen)
@@ -227,6 +232,14 @@ def make_policy(chosen: config.Config) -> PolicyFiles:
         return app_policy.make_policy(chosen)
     except ListError as error:
         raise Stop(EX_CONFIG, "\ngsmtpd: ".join(error.problems)) from error
+
+
+def _make_certificates(chosen: config.Config) -> Certificates | None:
+    """Those for TLS. Raises Stop."""
+    try:
+        return make_certificates(chosen)
+    except CertificateError as error:
+        raise Stop(EX_CONFIG, f"[tls] {error}") from error
 
 
 def _identity(chosen: config.Config) -> privileges.Identity:
@@ -272,8 +285,8 @@ def _setup(
     foreground: bool,
 ) -> Setup:
     """What the first workers are made from, its logs in use. Raises Stop."""
-    policy = make_policy(chosen)
-    setup = Setup(chosen, listeners, _prepare(chosen, foreground), policy)
+    policy, certificates = make_policy(chosen), _make_certificates(chosen)
+    setup = Setup(chosen, listeners, _prepare(chosen, foreground), policy, certificates)
     setup.logs.install()
     # A log that cannot be written is complained of on stderr, and soon that is nobody's.
     _log.info("gsmtpd %s starts", __version__)

@@ -18,6 +18,7 @@ from typing import Any
 
 from configobj import ConfigObj  # type: ignore[import-untyped]
 
+from gsmtpd import config_tls
 from gsmtpd.config_checks import (
     CHECKS,
     Address,
@@ -44,6 +45,7 @@ from gsmtpd.config_file import (
 )
 from gsmtpd.config_types import (
     BodyConfig,
+    CertificateConfig,
     ClientsConfig,
     Config,
     ContentConfig,
@@ -56,14 +58,15 @@ from gsmtpd.config_types import (
     ServerConfig,
     SQLiteConfig,
     StoreConfig,
+    TLSConfig,
 )
 from gsmtpd.wording import printable, shown
 
 __all__ = [
-    "Address", "BodyAddress", "BodyConfig", "ClientsConfig", "Config", "ConfigError",
-    "ContentConfig", "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig", "LogConfig",
-    "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
-    "StoreConfig", "control_socket", "dump", "load",
+    "Address", "BodyAddress", "BodyConfig", "CertificateConfig", "ClientsConfig", "Config",
+    "ConfigError", "ContentConfig", "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig",
+    "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
+    "StoreConfig", "TLSConfig", "control_socket", "dump", "load",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -94,6 +97,9 @@ def load(
     _override(tree, spec, environ, report)
     _validate(tree, spec, report)
     listeners = _listeners(tree["listen"], port, report)
+    tls = config_tls.certificates(tree["tls"], report)
+    config_tls.check(listeners, tls, report)
+    config_tls.check_memory(tree, report)
     password, secret_file = _password(tree["store"]["mysql"], report)
     _check_queries(tree, report)
     if log_file is not None:
@@ -102,8 +108,12 @@ def load(
     if verbose:
         tree["log"]["level"] = "debug"
     tree["store"]["mysql"]["password"] = password
-    made = _build(os.path.abspath(path), tree, listeners, report)
-    return replace(made, secret_files=(os.path.abspath(secret_file),) if secret_file else ())
+    made = _build(os.path.abspath(path), tree, listeners, tls, report)
+    return replace(
+        made,
+        secret_files=(os.path.abspath(secret_file),) if secret_file else (),
+        key_files=config_tls.key_files(listeners, tls),
+    )
 
 
 def control_socket(path: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -128,14 +138,16 @@ def dump(config: Config) -> str:
     lines = [f"# What gsmtpd makes of {printable(config.path)}"]
     for name in spec.sections:
         lines += ["", f"[{name}]"]
-        if name == "listen":
-            for listener in config.listeners:
-                lines += [f"[[{listener.name}]]", *_dumped(spec[name][MANY], listener)]
-            continue
-        values = getattr(config, name)
+        values = None if name == "listen" else getattr(config, name)
         lines += _dumped(spec[name], values)
         for inner in spec[name].sections:
-            lines += [f"[[{inner}]]", *_dumped(spec[name][inner], getattr(values, inner))]
+            if inner == MANY:
+                many = config.listeners if name == "listen" else config.tls.names
+                named = {each.name: each for each in many}
+            else:
+                named = {inner: getattr(values, inner)}
+            for title, each in named.items():
+                lines += [f"[[{title}]]", *_dumped(spec[name][inner], each)]
     return "\n".join(lines) + "\n"
 
 
@@ -167,12 +179,15 @@ def _read_spec() -> Any:
 
 
 def _override(tree: Any, spec: Any, environ: Mapping[str, str], report: Report) -> None:
-    """Lay the GSMTPD_SECTION_KEY variables over the file; a new name in [listen] is a listener."""
+    """Lay the GSMTPD_SECTION_KEY variables over the file.
+
+    A new name in [listen] is a listener, in [tls] a name with a certificate.
+    """
     places = _variables(tree, spec)
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable.startswith(NOT_SETTINGS):
             continue
-        place = places.get(variable) or _new_listener(variable, spec)
+        place = places.get(variable) or _new_name(variable, spec)
         if place is None:
             nearest = difflib.get_close_matches(variable, places, n=1, cutoff=0.0)[0]
             report.add(f"{printable(variable)}: unknown variable; did you mean {nearest}?")
@@ -189,20 +204,35 @@ def _override(tree: Any, spec: Any, environ: Mapping[str, str], report: Report) 
 
 def _variables(tree: Any, spec: Any) -> dict[str, Place]:
     """The place that each variable sets."""
-    listeners = tree["listen"].sections if "listen" in tree else [DEFAULT_LISTENER]
+    defaults = {"listen": [DEFAULT_LISTENER], "tls": []}
     places: list[Place] = []
     for place in settings(spec):
-        names = listeners if MANY in place.sections else [MANY]
-        for name in names:
-            sections = tuple(name if part == MANY else part for part in place.sections)
-            places.append(Place(sections, place.key))
-    return {PREFIX + "_".join((*p.sections, p.key)).upper().replace("-", "_"): p for p in places}
+        if MANY in place.sections:
+            section = place.sections[0]
+            names = tree[section].sections if section in tree else defaults[section]
+            places += [Place((section, name), place.key) for name in names]
+        else:
+            places.append(place)
+    return {_variable(place): place for place in places}
 
 
-def _new_listener(variable: str, spec: Any) -> Place | None:
-    keys = "|".join(key.upper() for key in spec["listen"][MANY].scalars)
-    match = re.fullmatch(rf"{PREFIX}LISTEN_([A-Z0-9][A-Z0-9_]*)_({keys})", variable)
-    return Place(("listen", match[1].lower()), match[2].lower()) if match else None
+def _variable(place: Place) -> str:
+    """The variable that sets `place`."""
+    first, *rest = place.sections
+    inner = map(config_tls.to_variable, rest) if first == "tls" else rest
+    return PREFIX + "_".join((first, *inner, place.key)).upper().replace("-", "_")
+
+
+def _new_name(variable: str, spec: Any) -> Place | None:
+    """The place that `variable` sets in a listener, or a name for TLS, that the file lacks."""
+    for section, first in (("listen", "[A-Z0-9]"), ("tls", "_?[A-Z0-9]")):
+        keys = "|".join(key.upper() for key in spec[section][MANY].scalars)
+        pattern = rf"{PREFIX}{section.upper()}_({first}[A-Z0-9_]*)_({keys})"
+        if match := re.fullmatch(pattern, variable):
+            name = match[1].lower()
+            name = config_tls.from_variable(name) if section == "tls" else name
+            return Place((section, name), match[2].lower())
+    return None
 
 
 # The values
@@ -249,7 +279,8 @@ def _listeners(section: Any, port: int | None, report: Report) -> tuple[Listener
             other = taken.setdefault(address, name)
             if address.port and (other != name or addresses.count(address) > 1):
                 report.problem(place, f"{address} is also in [[{other}]]; write it once")
-        listeners.append(ListenerConfig(name, addresses))
+        others = {key: text for key, text in section[name].items() if key != "address"}
+        listeners.append(ListenerConfig(name, addresses, **others))
     return tuple(listeners)
 
 
@@ -293,7 +324,13 @@ def _log_file(name: str, report: Report) -> str:
         return ""
 
 
-def _build(path: str, tree: Any, listeners: tuple[ListenerConfig, ...], report: Report) -> Config:
+def _build(
+    path: str,
+    tree: Any,
+    listeners: tuple[ListenerConfig, ...],
+    tls: TLSConfig,
+    report: Report,
+) -> Config:
     """The values in `tree`, all of them good, as dataclasses: their fields are the spec's keys."""
     server, domains, store = tree["server"], tree["domains"], tree["store"]
     server["host_name"] = server["host_name"] or _this_host(report)
@@ -304,6 +341,7 @@ def _build(path: str, tree: Any, listeners: tuple[ListenerConfig, ...], report: 
         path=path,
         server=ServerConfig(**server),
         listeners=listeners,
+        tls=tls,
         domains=DomainsConfig(**domains),
         recipients=RecipientsConfig(**tree["recipients"]),
         clients=ClientsConfig(**tree["clients"]),

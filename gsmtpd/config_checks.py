@@ -289,6 +289,12 @@ def network_list(value: str) -> tuple[str, ...]:
 
 
 @_check
+def peer_list(value: str) -> tuple[str, ...]:
+    """Any number of IP networks."""
+    return _each_once(value, _peer)
+
+
+@_check
 def address_pattern_list(value: str) -> tuple[str, ...]:
     """Any number of addresses, local parts, "@domain"s and files."""
     return _each_once(value, lambda item: _file(item) or names.address_item(_bare(item)))
@@ -308,6 +314,13 @@ def dnsbl_list(value: str) -> tuple[str, ...]:
 
 def _file(item: str) -> str:
     return "@" + config_hosts.path(item[1:]) if item[:2] == "@/" else ""
+
+
+def _peer(item: str) -> str:
+    if item[:1] in ("@", "/"):
+        wrong = "is a file, which cannot stand here; write the networks, e.g. 192.0.2.0/24"
+        raise ValueError(f"{shown(item)} {wrong}")
+    return names.network(item)
 
 
 def _bare(item: str) -> str:

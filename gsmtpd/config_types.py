@@ -22,10 +22,36 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
-    """A [[name]] in [listen]."""
+    """A [[name]] in [listen]; the networks are in canonical form."""
 
     name: str
     addresses: tuple[Address, ...]
+    protocol: str
+    tls: str
+    proxy_from: tuple[str, ...]
+    xclient_from: tuple[str, ...]
+    chunking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateConfig:
+    """A [[name]] in [tls]: a host name in lower case and A-labels, or "*." and one.
+
+    key: "" where it stands in the certificate's file.
+    """
+
+    name: str
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TLSConfig:
+    """[tls]; certificate is "" only where no listener has TLS, key as in CertificateConfig."""
+
+    certificate: str
+    key: str
+    names: tuple[CertificateConfig, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +92,16 @@ class ClientsConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """[limits]: bytes and seconds."""
+    """[limits]: bytes and seconds; max_clients_per_ip is None for no."""
 
     max_size: int
-    max_clients: int
     max_recipients: int
+    max_memory: int
+    max_clients: int
+    max_clients_per_ip: int | None
     timeout: float
     session_timeout: float
+    min_data_rate: int
     bare_newline: str
 
 
@@ -143,11 +172,13 @@ class Config:
     """All of it. Two are equal where they mean the same, wherever they were read.
 
     secret_files: the files in which a password stands; only the daemon may be able to read them.
+    key_files: those in which a private key of a listener's TLS stands; not everybody may read them.
     """
 
     path: str = field(compare=False)
     server: ServerConfig
     listeners: tuple[ListenerConfig, ...]
+    tls: TLSConfig
     domains: DomainsConfig
     recipients: RecipientsConfig
     clients: ClientsConfig
@@ -157,3 +188,4 @@ class Config:
     log: LogConfig
     warnings: tuple[str, ...] = field(compare=False)
     secret_files: tuple[str, ...] = field(compare=False, default=())
+    key_files: tuple[str, ...] = field(compare=False, default=())

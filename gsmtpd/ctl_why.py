@@ -175,7 +175,9 @@ def _said(event: Event) -> str:
         said += f', "{event["subject"]}"'
     if event["result"] == "stored_unheard":
         said += "; its client did not hear so, and may send it again"
-    return said + (f": {event['reply']}" if event["result"] in ("refused", "closed") else "")
+    if event["result"] in ("refused", "closed"):
+        said += f": {event['reply'] if 'reply' in event else event['reason']}"
+    return said
 
 
 def _recipients(event: Event) -> str:

@@ -116,16 +116,16 @@ class MailLog:
         self._records_size = 0
         self._left_out = 0  # records that there was no room for since the last flush
 
-    def message(self, message: Message, reply: Reply, delay: float, tls: str = NO_TLS) -> None:
+    def message(self, message: Message, reply: Reply, delay: float) -> None:
         """A message past its final dot was answered with `reply` after `delay` seconds."""
         envelope = message.envelope
         if not reply.positive:
             everybody = envelope.recipients + envelope.discarded
-            self._message("refused", message, everybody, delay, tls, ("reply", str(reply)))
+            self._message("refused", message, everybody, delay, ("reply", str(reply)))
             return
         code = ("reply", str(reply.code))
         if envelope.mailboxes and self._recent is not None:
-            self._message("accepted", message, envelope.recipients, delay, tls, code)
+            self._message("accepted", message, envelope.recipients, delay, code)
             return
         if not self._enabled:
             return
@@ -138,33 +138,35 @@ class MailLog:
                 self._lines.append(
                     f"time={timestamp(int(time.time()))} result=accepted id={message.id}"
                     f" client={message.client_ip} {texts} recipients=1"
-                    f" size={len(message.content)} reply={reply.code} delay={delay:.3f} tls={tls}"
+                    f" size={len(message.content)} reply={reply.code} delay={delay:.3f}"
+                    f" tls={envelope.tls or NO_TLS}"
                 )
                 return
-        fields = _fields(message, envelope.recipients, delay, tls, code)
+        fields = _fields(message, envelope.recipients, delay, code)
         self._lines.append(self._line(_head("accepted") + fields))
 
-    def duplicate(
-        self, message: Message, of: str, reply: Reply, delay: float, tls: str = NO_TLS
-    ) -> None:
+    def duplicate(self, message: Message, of: str, reply: Reply, delay: float) -> None:
         """A message was answered with `reply`, but is stored already, as the one with id `of`."""
         fields = ("of", of), ("reply", str(reply.code))
-        self._message("duplicate", message, message.envelope.recipients, delay, tls, *fields)
+        self._message("duplicate", message, message.envelope.recipients, delay, *fields)
 
-    def discarded(self, message: Message, reply: Reply, delay: float, tls: str = NO_TLS) -> None:
+    def discarded(self, message: Message, reply: Reply, delay: float) -> None:
         """A message was answered with `reply`, and thrown away for those who are to be discarded.
 
         What became of it for the others has a line of its own.
         """
         fields = ("reply", str(reply.code))
-        self._message("discarded", message, message.envelope.discarded, delay, tls, fields)
+        self._message("discarded", message, message.envelope.discarded, delay, fields)
 
-    def stored_unheard(self, message: Message, delay: float, tls: str = NO_TLS) -> None:
+    def stored_unheard(self, message: Message, delay: float) -> None:
         """A message was stored, but its client heard 4xx before, or had gone."""
-        self._message("stored_unheard", message, message.envelope.recipients, delay, tls)
+        self._message("stored_unheard", message, message.envelope.recipients, delay)
 
-    def refused(self, client_ip: str, refusal: Refusal, tls: str = NO_TLS) -> None:
-        """MAIL, RCPT, DATA or a message was refused by the session itself or by policy."""
+    def refused(self, client_ip: str, refusal: Refusal, tls: str = "") -> None:
+        """MAIL, RCPT, DATA or a message was refused by the session itself or by policy.
+
+        tls: as in Envelope.
+        """
         about = refusal.about
         fields: list[tuple[str, object]] = [("client", client_ip)]
         if refusal.helo:
@@ -176,13 +178,23 @@ class MailLog:
             fields.append(("recipients", len(about.recipients)))
         if about.size is not None:
             fields.append(("size", about.size))
-        said = (*fields, ("reply", str(refusal.reply)), ("tls", tls))
+        said = (*fields, ("reply", str(refusal.reply)), ("tls", tls or NO_TLS))
         self._add("refused", said, client_ip, about.sender, about.recipients)
 
-    def closed(self, client_ip: str, helo: str, reply: Reply, tls: str = NO_TLS) -> None:
-        """A session was ended from our side with `reply`. helo: "" if it had said none."""
+    def closed(self, client_ip: str, helo: str, reply: Reply, tls: str = "") -> None:
+        """A session was ended from our side with `reply`.
+
+        helo: "" if it had said none. tls: as in Envelope.
+        """
+        self._ended(client_ip, helo, ("reply", str(reply)), tls)
+
+    def dropped(self, client_ip: str, helo: str, reason: str, tls: str = "") -> None:
+        """A connection was closed from our side without a reply, for `reason`; else as `closed`."""
+        self._ended(client_ip, helo, ("reason", reason), tls)
+
+    def _ended(self, client_ip: str, helo: str, why: tuple[str, object], tls: str) -> None:
         said = [("helo", helo)] if helo else []
-        fields = ("client", client_ip), *said, ("reply", str(reply)), ("tls", tls)
+        fields = ("client", client_ip), *said, why, ("tls", tls or NO_TLS)
         self._add("closed", fields, client_ip, None, ())
 
     def flush(self) -> None:
@@ -208,11 +220,10 @@ class MailLog:
         message: Message,
         recipients: Sequence[Mailbox],
         delay: float,
-        tls: str,
         *more: tuple[str, object],
     ) -> None:
         envelope = message.envelope
-        fields = _fields(message, recipients, delay, tls, *more)
+        fields = _fields(message, recipients, delay, *more)
         sender = f"<{envelope.sender or ''}>"
         mailboxes = _elsewhere(envelope) if result not in ("refused", "discarded") else ()
         self._add(result, fields, message.client_ip, sender, recipients, mailboxes)
@@ -255,7 +266,6 @@ def _fields(
     message: Message,
     recipients: Sequence[Mailbox],
     delay: float,
-    tls: str,
     *more: tuple[str, object],
 ) -> tuple[tuple[str, object], ...]:
     envelope = message.envelope
@@ -269,7 +279,7 @@ def _fields(
         ("size", len(message.content)),
         *more,
         ("delay", delay),
-        ("tls", tls),
+        ("tls", envelope.tls or NO_TLS),
     )
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gsmtpd import __version__, app, worker
+from gsmtpd.app_listen import make_certificates
 from gsmtpd.app_policy import make_policy
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.logs import LogError
 from gsmtpd.maillog import timestamp
-from gsmtpd.metrics import Counter
+from gsmtpd.metrics import Counter, Overload
 from gsmtpd.policy.lists import ListError
 from gsmtpd.privileges import PrivilegeError
 from gsmtpd.recent import Recent
@@ -35,6 +36,7 @@ from gsmtpd.server.listeners import (
     open_listeners,
     take_leave,
 )
+from gsmtpd.server.tls import CertificateError
 from gsmtpd.signals import SignalQueue
 from gsmtpd.storage.base import StoreError
 from gsmtpd.systemd import Notifier
@@ -185,6 +187,7 @@ class Master:
         # So that new workers begin with what the others have. They say what is wrong.
         with suppress(ListError):
             self._current.policy.refresh()
+        self._look_at_certificates()
 
     # Workers
 
@@ -270,9 +273,32 @@ class Master:
             # The one under way may have read the file before it was changed.
             self._again = (self._again or []) + answers
             return
+        self._begin_reload(answers, self._prepare)
+
+    def _look_at_certificates(self) -> None:
+        """Take over certificates whose files have changed, and nothing else."""
+        current = self._current.certificates
+        if current is not None and self._reload is None and current.changed():
+            _log.info("the files of [tls] have changed")
+            self._begin_reload([], self._with_new_certificates)
+
+    def _with_new_certificates(self) -> Setup:
+        """What there is, with the certificates as they are now. Raises NotReloadedError."""
+        current = self._current
+        assert current.certificates is not None, "they have changed"
+        try:
+            certificates = current.certificates.again()
+            logs = app.make_logs(current.config, self._foreground)
+        except CertificateError as error:
+            raise NotReloadedError(f"[tls] {error}") from error
+        except LogError as error:
+            raise NotReloadedError(str(error)) from error
+        return current._replace(certificates=certificates, logs=logs)
+
+    def _begin_reload(self, answers: list[Answer], prepare: Callable[[], Setup]) -> None:
         self._notifier.reloading()
         try:
-            setup = self._prepare()
+            setup = prepare()
         except NotReloadedError as error:
             self._reloaded(answers, error.problems)
             return
@@ -292,16 +318,19 @@ class Master:
         try:
             config = self._load()
             policy = make_policy(config)
+            certificates = make_certificates(config)
             listeners = open_listeners(app.wanted(config), held)
             if config.store != self._current.config.store:
                 app.prepare_store(config)
             logs = app.make_logs(config, self._foreground)
         except (ConfigError, ListError) as error:
             raise NotReloadedError(*error.problems) from error
+        except CertificateError as error:
+            raise NotReloadedError(f"[tls] {error}") from error
         except (PrivilegeError, ListenError, StoreError, LogError) as error:
             close_listeners(listeners, but=held)
             raise NotReloadedError(str(error)) from error
-        return Setup(config, listeners, logs, policy)
+        return Setup(config, listeners, logs, policy, certificates)
 
     def _take_over(self, reload: Reload) -> None:
         """The new workers serve: have the old ones finish."""
@@ -418,8 +447,9 @@ class Master:
             **{
                 counter.name.lower(): self._workers.counters.total(counter)
                 for counter in Counter
-                if counter is not Counter.BEATS
+                if counter not in (Counter.BEATS, Counter.OVERLOAD)
             },
+            "overload": Overload(self._workers.counters.any(Counter.OVERLOAD)).words,
             "reload": self._last_reload,
         }
 

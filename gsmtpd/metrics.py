@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from enum import IntEnum
+from enum import IntEnum, IntFlag
+from functools import reduce
+from operator import or_
 
-MAX_ROWS = 65536  # of 56 octets, and a page of memory is taken when it is first written to
+MAX_ROWS = 65536  # of 80 octets, and a page of memory is taken when it is first written to
 
 
 class Counter(IntEnum):
@@ -18,6 +20,34 @@ class Counter(IntEnum):
     TURNED_AWAY = 4  # connections answered with 421 because there were too many
     BEATS = 5  # about one a second from a thread that is well
     DISCARDED = 6  # messages that were taken, and thrown away for all their recipients
+    DENIED = 7  # connections answered with 554 because of [clients] deny
+    CROWDED = 8  # connections answered with 421 because their address has too many
+    OVERLOAD = 9  # what there is not enough of now: bits of Overload, so never summed
+
+
+_OF_NOW = (Counter.CLIENTS, Counter.BEATS, Counter.OVERLOAD)  # gone with their owner
+
+
+class Overload(IntFlag):
+    """What there is not enough of."""
+
+    CLIENTS = 1  # max_clients is reached
+    CLIENTS_PER_IP = 2  # some address has max_clients_per_ip connections
+    MEMORY = 4  # max_memory is reached
+    DESCRIPTORS = 8  # the system gives no more files
+
+    @property
+    def words(self) -> list[str]:
+        """What it is, for people."""
+        return [_WORDS[one] for one in self]
+
+
+_WORDS = {
+    Overload.CLIENTS: "max_clients",
+    Overload.CLIENTS_PER_IP: "max_clients_per_ip",
+    Overload.MEMORY: "max_memory",
+    Overload.DESCRIPTORS: "file descriptors",
+}
 
 
 class Counters:
@@ -50,12 +80,12 @@ class Counters:
         return rows
 
     def give_back(self, rows: range) -> None:
-        """Take over what the owners of `rows`, who are gone, have counted; forget their clients."""
+        """Take over what the owners of `rows`, who are gone, have counted; forget how they did."""
         past = self.row(0)
         for number in rows:
             row = self.row(number)
             for counter in Counter:
-                if counter not in (Counter.CLIENTS, Counter.BEATS):
+                if counter not in _OF_NOW:
                     past[counter] += row[counter]
                 row[counter] = 0
         self._taken.difference_update(rows)
@@ -68,3 +98,7 @@ class Counters:
     def total(self, counter: Counter) -> int:
         """The sum of `counter` over all rows."""
         return sum(self._cells[counter : self._top[0] * self._width : self._width])
+
+    def any(self, counter: Counter) -> int:
+        """The bits of `counter` that are set in any row."""
+        return reduce(or_, self._cells[counter : self._top[0] * self._width : self._width])

@@ -6,11 +6,12 @@ import ctypes
 import grp
 import os
 import pwd
+import resource
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 
-_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h: no program that is executed gains rights any more
+_PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39  # linux/prctl.h
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
@@ -63,17 +64,16 @@ def intended(user: str, group: str) -> Identity:
 
 
 def become(identity: Identity) -> None:
-    """Become `identity` for good. Raises PrivilegeError if that did not succeed beyond doubt."""
+    """Become `identity` for good, confined. Raises PrivilegeError if there is any doubt of that."""
     os.setgroups(list(identity.groups))
     os.setgid(identity.gid)
     os.setuid(identity.uid)
+    confine()
     if identity.uid == 0:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    _succeed(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")
     # setuid() has cleared the effective and permitted ones, but for special securebits.
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
-    _succeed(libc.capset(header, none), "give up all capabilities")
+    _succeed(_libc().capset(header, none), "give up all capabilities")
     if os.getresuid() != (identity.uid,) * 3 or os.getresgid() != (identity.gid,) * 3:
         raise PrivilegeError(f"could not become {identity.user} for good; not going on")
     for way_back in (os.setuid, os.seteuid):
@@ -82,6 +82,25 @@ def become(identity: Identity) -> None:
         except PermissionError:
             continue
         raise PrivilegeError(f"root could be had again as {identity.user}; not going on")
+
+
+def confine() -> None:
+    """Give up for good what gsmtpd never needs, whoever it runs as. Raises PrivilegeError.
+
+    No program that it executed would have more rights than itself. No core dump is written, as the
+    passwords and keys in memory would be in it; the log has where each thread was. Debuggers of
+    the same user still get at it: to forbid those would hide its /proc as well.
+    """
+    libc = _libc()
+    _succeed(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    given_up = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
+    if not given_up or resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
+        raise PrivilegeError("new privileges or core dumps could not be given up; not going on")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def check_program(module: str) -> None:
@@ -118,6 +137,23 @@ def check_secret(path: str, identity: Identity) -> None:
         raise PrivilegeError(
             f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with:"
             f" chmod {cure} {path}"
+        )
+
+
+def check_key(path: str) -> None:
+    """Whether the file `path`, which holds a private key, is not everybody's to read.
+
+    Its group may read it: so Debian's group ssl-cert does. What is missing or out of reach is
+    not judged here. Raises PrivilegeError with the command that cures it.
+    """
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return
+    if mode & stat.S_IROTH:
+        raise PrivilegeError(
+            f"{path}: holds a private key, and everybody can read it (mode {mode:04o}); cure it"
+            f" with: chmod o= {path}"
         )
 
 

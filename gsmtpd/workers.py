@@ -17,8 +17,10 @@ from gsmtpd import app, worker
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counter, Counters
+from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.server.listeners import Listener
+from gsmtpd.server.tls import Certificates
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Setup(NamedTuple):
     listeners: list[Listener]
     logs: Logs
     policy: PolicyFiles
+    certificates: Certificates | None
 
     @property
     def processes(self) -> int:
@@ -55,6 +58,7 @@ class Child:
     number: int
     setup: Setup
     rows: range  # its own, of the counters
+    seat: int  # its own, of the crowd
     channel: socket.socket
     began: float
     ready_at: float | None = None
@@ -93,6 +97,7 @@ class Workers:
         on_failed: Callable[[Setup, str], None],
     ) -> None:
         self.counters = Counters()
+        self._crowd = Crowd()
         self.replaced = 0
         self._kept: Setup | None = kept
         self._selector = selector
@@ -209,35 +214,38 @@ class Workers:
 
     def _fork(self, setup: Setup, number: int) -> bool:
         rows = self.counters.take(app.threads(setup.config))
+        seat = self._crowd.take()
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
             _log.error("cannot start a worker: %s", error.strerror)
-            return self._not_forked(setup, number, rows)
+            return self._not_forked(setup, number, rows, seat)
         # No signal is lost between the fork and the worker's own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = _forked()
         if pid == 0:
             ours.close()
-            self._be_worker(setup, number, rows, theirs)
+            share = app.Share(self.counters, rows, self._crowd.seat(seat))
+            self._be_worker(setup, number, share, theirs)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         if pid < 0:
             ours.close()
-            return self._not_forked(setup, number, rows)
-        child = Child(pid, number, setup, rows, ours, time.monotonic())
+            return self._not_forked(setup, number, rows, seat)
+        child = Child(pid, number, setup, rows, seat, ours, time.monotonic())
         self._children[pid] = child
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(child))
         return True
 
-    def _not_forked(self, setup: Setup, number: int, rows: range) -> bool:
+    def _not_forked(self, setup: Setup, number: int, rows: range, seat: int) -> bool:
         self.counters.give_back(rows)
+        self._crowd.give_back(seat)
         if setup is self._kept:
             self._restart_later(number)
         return False
 
     def _be_worker(
-        self, setup: Setup, number: int, rows: range, channel: socket.socket
+        self, setup: Setup, number: int, share: app.Share, channel: socket.socket
     ) -> NoReturn:
         """In the new process: close what is the master's, serve, end."""
         code = 70
@@ -249,8 +257,8 @@ class Workers:
                 setup.config,
                 setup.listeners,
                 setup.policy,
-                self.counters,
-                rows,
+                setup.certificates,
+                share,
                 setup.logs,
                 number == 0,
             )
@@ -300,6 +308,7 @@ class Workers:
 
     def _bury(self, child: Child, code: int) -> None:
         self.counters.give_back(child.rows)
+        self._crowd.give_back(child.seat)
         self._hang_up(child)
         lived = time.monotonic() - child.began
         how = f"worker {child.pid} ended {_how(code, child.killed)} after {lived:.1f} s"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import json
 import os
 import pwd
 import random
@@ -35,7 +36,9 @@ from pymysql.cursors import Cursor
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PACKAGES = {
     "apparmor_parser": "apparmor",
+    "curl": "curl",
     "dpkg-buildpackage": "dpkg-dev",
+    "haproxy": "haproxy",
     "ip": "iproute2",
     "lexgrog": "man-db",
     "man": "man-db",
@@ -43,12 +46,16 @@ DEBIAN_PACKAGES = {
     "mariadb-install-db": "mariadb-server",
     "memcached": "memcached",
     "nsenter": "util-linux",
+    "openssl": "openssl",
     "postconf": "postfix",
+    "postfix": "postfix",
+    "postqueue": "postfix",
     "rbldnsd": "rbldnsd",
     "redis-server": "redis-server",
     "setpriv": "util-linux",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
+    "swaks": "swaks",
     "systemctl": "systemd",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
@@ -112,6 +119,28 @@ def descendants(pid: int) -> list[int]:
         return []
     found = [int(child) for child in children]
     return found + [below for child in found for below in descendants(child)]
+
+
+def resident(pid: int) -> int:
+    """Octets of resident memory that a process has now."""
+    return _memory(pid, "VmRSS")
+
+
+def forget_peak(pid: int) -> None:
+    """Have `peak` begin anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak(pid: int) -> int:
+    """The most octets of resident memory that a process has had, since `forget_peak` if called."""
+    return _memory(pid, "VmHWM")
+
+
+def _memory(pid: int, what: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1]) * 1024
+    raise ServerError(f"process {pid} has ended")
 
 
 def tail(path: Path, lines: int = 15) -> str:
@@ -545,6 +574,7 @@ class Gsmtpd(Server):
             },
             "listen": {"mx": {"address": f"127.0.0.1:{self.port}"}},
             "domains": {"accept": "example.com"},
+            "limits": {"max_clients_per_ip": "no"},  # all clients of the tests come from here
             "store": {"backend": "sqlite", "sqlite": {"path": self.mail_db}},
             "log": {"file": self.log, "level": "info"},
         }
@@ -567,6 +597,11 @@ class Gsmtpd(Server):
         if done.returncode:
             raise ServerError(f"gsmtpctl {' '.join(arguments)} failed\n{done.stderr}".rstrip())
         return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """What `gsmtpctl status --json` says. Raises ServerError."""
+        status: dict[str, Any] = json.loads(self.ctl("status", "--json"))
+        return status
 
     @property
     def workers(self) -> list[int]:

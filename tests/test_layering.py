@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gsmtpd"
 PROTOCOL = {"smtp", "message"}
 DEPARTMENTS = PROTOCOL | {"policy", "storage", "handlers", "metrics", "maillog"}
 VALUES = {"config_numbers", "config_hosts", "config_query"}
-CONFIG = {"config", "config_types", "config_file", "config_checks", *VALUES}
+CONFIG = {"config", "config_types", "config_file", "config_checks", "config_tls", *VALUES}
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-RUNNING = BUILDING | SYSTEM | {"recent", "app", "app_policy", "worker", "workers", "__init__"}
+PARTS = {"app_policy", "app_listen"}
+RUNNING = BUILDING | SYSTEM | PARTS | {"recent", "app", "worker", "workers", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
     "message": {"smtp"},
@@ -38,14 +39,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_checks": {"wording", "policy", *VALUES},
     "config_file": {"wording", "config_checks"},
     "config_types": {"config_checks"},
-    "config": {"wording", "config_file", "config_checks", "config_types"},
+    "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
+    "config": {"wording", "config_file", "config_checks", "config_types", "config_tls"},
     "signals": set(),
     "privileges": set(),
     "systemd": set(),
     "control": set(),
     "daemon": set(),
     "app_policy": BUILDING,
-    "app": BUILDING | {"app_policy"},
+    "app_listen": BUILDING,
+    "app": BUILDING | PARTS,
     "worker": BUILDING - {"config", "config_types"} | {"signals"},
     "workers": BUILDING | {"app", "worker"},
     "master": RUNNING,
@@ -63,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KNOW_CONFIG = {
     "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "workers", "app",
-    "app_policy", *CONFIG,
+    *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

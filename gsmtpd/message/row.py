@@ -30,7 +30,11 @@ class Message(NamedTuple):
     content: bytes
     client_ip: str
     received_at: float
-    is_tls: bool = False
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether its client has sent it by TLS."""
+        return bool(self.envelope.tls)
 
 
 class Row(NamedTuple):

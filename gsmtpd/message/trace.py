@@ -17,9 +17,13 @@ _MAX_HELO = 255
 
 def protocol(envelope: Envelope) -> str:
     """The transmission type of RFC 3848 and RFC 6531 section 4.3."""
+    secured = "S" if envelope.tls else ""
+    if envelope.lmtp:
+        return f"UTF8LMTP{secured}" if envelope.smtputf8 else f"LMTP{secured}"
     if envelope.smtputf8:
-        return "UTF8SMTP"
-    return "ESMTP" if envelope.esmtp else "SMTP"
+        return f"UTF8SMTP{secured}"
+    # There is no name for HELO with TLS.
+    return f"ESMTP{secured}" if envelope.esmtp else "SMTP"
 
 
 @lru_cache(maxsize=4)
@@ -36,10 +40,11 @@ def received(
     """
     ip = f"IPv6:{client_ip}" if ":" in client_ip else client_ip
     helo = _UNSAFE.sub("?", envelope.helo[:_MAX_HELO])
+    secured = f" ({envelope.tls})" if envelope.tls else ""
     for_one = f"\r\n\tfor <{envelope.recipients[0]}>" if len(envelope.recipients) == 1 else ""
     return (
         f"Received: from {helo} (unknown [{ip}])\r\n"
-        f"\tby {host_name} with {protocol(envelope)} id {message_id}{for_one};\r\n"
+        f"\tby {host_name} with {protocol(envelope)}{secured} id {message_id}{for_one};\r\n"
         f"\t{_date(int(received_at))}\r\n"
     )
 
@@ -63,7 +68,8 @@ _match_front = re.compile(
     rf"Delivered-To: (?P<recipient>{_TEXT}+)\r\n"
     rf"Return-Path: <(?P<sender>{_TEXT}*)>\r\n"
     rf"Received: from (?P<helo>{_WORD}*) \(unknown \[(?P<ip>[0-9A-Za-z:.%]*)\]\)\r\n"
-    rf"\tby (?P<host>{_WORD}+) with (?P<protocol>SMTP|ESMTP|UTF8SMTP) id (?P<id>[0-9a-f]{{32}})"
+    rf"\tby (?P<host>{_WORD}+) with (?P<protocol>SMTP|(?:E|UTF8)SMTPS?|(?:UTF8)?LMTPS?)"
+    r"(?: \((?P<tls>[0-9A-Za-z.:_-]+)\))? id (?P<id>[0-9a-f]{32})"
     rf"(?:\r\n\tfor <(?P<for>{_TEXT}+)>)?;\r\n"
     r"\t[A-Z][a-z]{2}, (?P<day>[0-9]{2}) (?P<month>[A-Z][a-z]{2}) (?P<year>[0-9]{4})"
     r" (?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2}) \+0000\r\n"
@@ -118,7 +124,9 @@ def _front(match: re.Match[str]) -> Front | None:
         said["protocol"] != "SMTP",
         _mailbox(said["sender"]) if said["sender"] else None,
         (recipient,),
-        said["protocol"] == "UTF8SMTP",
+        said["protocol"].startswith("UTF8"),
+        lmtp="LMTP" in said["protocol"],
+        tls=said["tls"] or "",
     )
     return Front(
         envelope,

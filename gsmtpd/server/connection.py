@@ -1,4 +1,4 @@
-"""How do the octets of one client get to its session and back? The only recv and send.
+"""How does one client get its answers? Between its octets, its session, policy and the store.
 
 A Connection is the socketserver request handler of one client. It belongs to one SMTP thread, and
 nothing in it blocks.
@@ -7,6 +7,7 @@ nothing in it blocks.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
@@ -17,10 +18,16 @@ from gsmtpd.metrics import Counter
 from gsmtpd.policy.decision import Decision, decide
 from gsmtpd.policy.lookups import PATIENCE
 from gsmtpd.policy.questions import Ask, Question, Unanswered
+from gsmtpd.server.proxy import ProxyError, parse_proxy
+from gsmtpd.server.stream import Stream
+from gsmtpd.server.terms import HANDSHAKE_WITHIN, PROXY_WITHIN, RATE_WINDOW, READ_WITHIN
+from gsmtpd.server.tls import NotTLSError, TLSError
 from gsmtpd.smtp import reply
+from gsmtpd.smtp.events import Event, MessageReceived, RecipientAsked, TLSAsked
 from gsmtpd.smtp.reply import Reply, queued
-from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.states import State
+from gsmtpd.smtp.xclient import ClientNamed
 from gsmtpd.storage.base import Duplicate, Outcome
 from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
 
@@ -28,10 +35,7 @@ if TYPE_CHECKING:
     from gsmtpd.server.pool import SMTPThread
     from gsmtpd.server.tcp import SMTPServer
 
-RECEIVE = 65536  # octets of one recv
-SEND_TIMEOUT = 30.0  # seconds in which a client must read its replies
 LINGER = 2.0  # seconds a closed session's late input is swallowed, so that its last reply arrives
-DONTWAIT = socket.MSG_DONTWAIT  # saves the ioctl that would make each socket non-blocking
 
 OUTCOMES: dict[Outcome, Reply] = {
     Outcome.TROUBLE: reply.STORAGE_TROUBLE,
@@ -68,12 +72,16 @@ class Connection:
     """
 
     __slots__ = (
+        "_counted_as",
+        "_header",
+        "_held",
         "_job",
         "_lingering",
-        "_send_since",
+        "_octets",
+        "_stream",
         "_told",
-        "_unsent",
         "_waiting",
+        "_window",
         "began",
         "client_ip",
         "interest",
@@ -91,29 +99,91 @@ class Connection:
         self.server = server
         self.client_ip = ip_of(client_address)
         self.session = Session(server.rules)
+        self._stream = Stream(request)
         self._job: Job | None = None
         self._waiting: _Waiting | None = None
-        self._unsent = b""
-        self._send_since = 0.0
         self._lingering = False
         self._told = False  # the mail log has a line of the refusal that ended the session
+        self._header: bytes | None = None  # what has come of a proxy's, while it is not whole
+        self._counted_as = ""  # the address that is counted for max_clients_per_ip
+        self._held = 0  # octets that are counted for max_memory
+        self._octets = 0  # of a message that have come since _window, monotonic seconds
+        self._window = 0.0  # 0: no message is coming in
         self.interest = 0  # what epoll watches for; 0: not registered
         self.thread: SMTPThread = server.pool.current()
         self.began = self.since = self.thread.now
         self.thread.adopt(self)
-        if question := server.policy.current.client_question(self.client_ip):
-            server.lookups.prepare(question)  # answered, mostly, when the first RCPT comes
-        if self._spoke_first():
-            self.session.take_output()  # no greeting
-            self.end(reply.OUT_OF_TURN)
+        if server.expects_header(self.client_ip):
+            self._header = b""
+            self.thread.watch(self, EPOLLIN)
         else:
-            self._send()  # the greeting
+            self._begin(b"")
 
-    def _spoke_first(self) -> bool:
+    # Before the greeting
+
+    def _read_header(self, octets: bytes) -> None:
+        """What a proxy says first, of the client that it speaks for."""
+        octets = (self._header or b"") + octets
         try:
-            return bool(self.socket.recv(1, DONTWAIT | socket.MSG_PEEK))
-        except OSError:
-            return False
+            header = parse_proxy(octets)
+        except ProxyError as error:
+            self._drop(f"PROXY protocol: {error}")
+            return
+        if header is None:
+            self._header = octets
+            return
+        self._header = None
+        self.client_ip = header.client or self.client_ip
+        refusal = self.server.refusal_of(self.client_ip)
+        if refusal is None:
+            self._begin(octets[header.size :])
+        else:
+            self._send_away(refusal)
+
+    def _begin(self, early: bytes) -> None:
+        """It is known who the client is. early: what it has said already."""
+        server = self.server
+        self._count()
+        self.session.speaks_for_others = bool(server.manner.xclients.match(self.client_ip))
+        if server.manner.implicit_tls:
+            self._secure()
+            self.thread.watch(self, EPOLLIN)
+            if early:
+                self._hear(early)
+        else:
+            self._greet(bool(early) or self._stream.spoke_first())
+
+    def _secure(self) -> None:
+        certificates = self.server.manner.certificates
+        assert certificates is not None, "a server that offers TLS has a certificate"
+        self._stream.secure(certificates.context, self.thread.now)
+
+    def _greet(self, spoke_first: bool) -> None:
+        if spoke_first:
+            self._send_away(reply.OUT_OF_TURN)
+            return
+        if question := self.server.policy.current.client_question(self.client_ip):
+            self.server.lookups.prepare(question)  # answered, mostly, at the first RCPT
+        self._send()
+
+    def _send_away(self, farewell: Reply) -> None:
+        """Say `farewell` in place of the greeting."""
+        self.session.take_output()
+        self.end(farewell)
+
+    def _count(self) -> None:
+        """Count the connection as one of its client's address, and of no other."""
+        self._uncount()
+        if self.server.counts(self.client_ip):
+            self.server.crowd.enter(self.client_ip)
+            self._counted_as = self.client_ip
+
+    def _uncount(self) -> None:
+        if self._counted_as:
+            self.server.crowd.leave(self._counted_as)
+            self._counted_as = ""
+
+    # What epoll, the store and the clock tell
 
     def readable(self) -> None:
         """The socket has input, or the client has gone."""
@@ -122,20 +192,78 @@ class Connection:
             # clients send nothing now, so the epoll is told only when one does.
             self.thread.watch(self, 0)
             return
-        try:
-            data = self.socket.recv(RECEIVE, DONTWAIT)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
+        data = self._stream.receive()
+        if data is None:
             return
         if not data:
             self.close()
         elif not self._lingering:
-            event = self.session.receive(data)
-            if self.session.state is State.DATA:
-                self.since = self.thread.now
-            self._go_on(event)
+            if self._header is not None:
+                self._read_header(data)
+            else:
+                self._hear(data)
+
+    def _hear(self, octets: bytes) -> None:
+        """Give the session what the client says."""
+        shaking_hands = self._stream.shaking_hands
+        try:
+            said = self._stream.decrypt(octets)
+        except TLSError as error:
+            self._tls_failed(error)
+            return
+        if said is None:
+            self.close()
+        elif shaking_hands:
+            self._shake_hands(said)
+        elif said:
+            self._execute(said)
+
+    def _shake_hands(self, said: bytes) -> None:
+        greeted = self.session.waiting  # it said STARTTLS
+        if self._stream.shaking_hands:
+            self._send()
+            return
+        self.session.secured(self._stream.tls)
+        self.since = self.thread.now
+        if not greeted:
+            self._greet(bool(said))
+        elif said:
+            self._execute(said)
+        else:
+            self._send()
+
+    def _tls_failed(self, error: TLSError) -> None:
+        if isinstance(error, NotTLSError) and not self.session.waiting:
+            self._stream.in_the_clear()
+            self._send_away(reply.NOT_TLS)
+            return
+        with suppress(OSError, TLSError):
+            self._stream.send(b"", False, self.thread.now)  # an alert that says why
+        self._drop(f"TLS: {error}")
+
+    def _execute(self, said: bytes) -> None:
+        session = self.session
+        if session.no_room is not self.thread.overfull:
+            session.no_room = self.thread.overfull
+        event = session.receive(said)
+        if session.state >= State.CHUNKS:
+            self.since = self.thread.now
+            if not self._window:
+                self._window, self._octets = self.thread.now, 0
+            self._octets += len(said)
+            self._hold(session.buffered)
+            if self.thread.overfull and self._held:
+                session.drop_message()
+                self._hold(session.buffered)
+        elif self._window:
+            self._window = 0.0
+        self._go_on(event)
+
+    def _hold(self, octets: int) -> None:
+        """Count what is buffered of it."""
+        if octets != self._held:
+            self.thread.hold(octets - self._held, self.server.limits.max_memory)
+            self._held = octets
 
     def writable(self) -> None:
         """The client reads again."""
@@ -171,18 +299,32 @@ class Connection:
         elif self._lingering:
             if now - self.since > LINGER:
                 self.close()
-        elif self._unsent:
-            if now - self._send_since > SEND_TIMEOUT:
-                self.close()
+        elif self._header is not None:
+            if now - self.began > PROXY_WITHIN:
+                self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s")
+        elif self._stream.unsent:
+            if now - self._stream.unsent_since > READ_WITHIN:
+                self._drop(f"its replies were not read within {READ_WITHIN:g} s")
+        elif self._stream.shaking_hands:
+            if now - self._stream.secured_since > HANDSHAKE_WITHIN:
+                self._drop(f"TLS: no handshake within {HANDSHAKE_WITHIN:g} s")
         elif now - self.since > limits.timeout:
             self.end(reply.TIMED_OUT)
         elif now - self.began > limits.session_timeout:
             self.end(reply.SESSION_TOO_LONG)
+        elif self._window and now - self._window >= RATE_WINDOW:
+            self._check_rate(now)
+
+    def _check_rate(self, now: float) -> None:
+        """Whether enough of the message has come since the last look."""
+        if self._octets < self.server.limits.min_data_rate * (now - self._window):
+            self.end(reply.TOO_SLOW)
+        self._window, self._octets = now, 0
 
     def leave(self, how: Leave) -> None:
         """The server stops: say so. A message past its final dot still gets its own answer."""
         self.session.leaving = True
-        now = how >= (Leave.IN_DATA if self.session.state is State.DATA else Leave.UNASKED)
+        now = how >= (Leave.IN_DATA if self.session.state >= State.CHUNKS else Leave.UNASKED)
         if now and self._job is None and not self._lingering:
             self.end(reply.SHUTTING_DOWN)
 
@@ -190,9 +332,16 @@ class Connection:
         """Close the session, saying `farewell` unless it is closing already."""
         # An answer that still comes would stand behind the farewell.
         self._job = self._waiting = None
-        if self.session.farewell is None:
+        if self._header is not None or self._stream.shaking_hands:
+            self._drop(str(farewell))  # nothing can be said that would be understood
+        elif self.session.farewell is None:
             self.session.close(farewell)
             self._send()
+
+    def _drop(self, reason: str) -> None:
+        """Close without a word, but in the mail log."""
+        self.thread.maillog.dropped(self.client_ip, self.session.helo, reason, self._stream.tls)
+        self.close()
 
     def describe(self, now: float) -> str:
         """One line on what it does, for the log. now: monotonic seconds."""
@@ -201,8 +350,12 @@ class Connection:
             doing = f"storing {self._job.message.id}"
         elif self._waiting is not None:
             doing = f"looking up {ascii(self._waiting.question.about)}"
-        elif self._unsent:
-            doing = f"not reading {len(self._unsent)} octets of replies"
+        elif self._header is not None:
+            doing = "waiting for the header of a proxy"
+        elif self._stream.unsent:
+            doing = f"not reading {len(self._stream.unsent)} octets of replies"
+        elif self._stream.shaking_hands:
+            doing = "shaking hands for TLS"
         elif self._lingering:
             doing = "closing"
         return (
@@ -214,6 +367,8 @@ class Connection:
         """Close the socket at once."""
         if self.thread.forget(self):
             self._job = self._waiting = None
+            self._uncount()
+            self._hold(0)
             self.server.close_request(self.socket)
 
     def _go_on(self, event: Event | None) -> None:
@@ -222,6 +377,13 @@ class Connection:
             if isinstance(event, MessageReceived):
                 self._take(event)
                 break
+            if isinstance(event, TLSAsked):
+                self._send()  # the 220 in the clear
+                self._secure()
+                break
+            if isinstance(event, ClientNamed):
+                event = self.session.answer(self._become(event))
+                continue
             decision = self._decide(event, self.thread.now, self.server.lookups.answer)
             if decision is None:
                 break
@@ -229,6 +391,18 @@ class Connection:
         if self.session.refusals:
             self._log_refusals()
         self._send()
+
+    def _become(self, named: ClientNamed) -> Reply:
+        """Be the connection of the client that a proxy has named; what that client hears."""
+        if named.ip is not None and named.ip != self.client_ip:
+            self.client_ip = named.ip
+            refusal = self.server.refusal_of(named.ip)
+            if refusal is not None:
+                return refusal
+            self._count()
+            if question := self.server.policy.current.client_question(named.ip):
+                self.server.lookups.prepare(question)
+        return self.server.rules.greeting
 
     def _decide(self, asked: RecipientAsked, since: float, ask: Ask) -> Decision | None:
         """What becomes of a recipient; None while that has to be asked elsewhere."""
@@ -258,7 +432,7 @@ class Connection:
 
     def _log_refusals(self) -> None:
         for refusal in self.session.refusals:
-            self.thread.maillog.refused(self.client_ip, refusal)
+            self.thread.maillog.refused(self.client_ip, refusal, self._stream.tls)
             self._told = self._told or refusal.closes
         self.session.refusals.clear()
 
@@ -268,6 +442,7 @@ class Connection:
             server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
         )
         self._job = Job(message, self.thread, self, self.thread.now)
+        self._hold(len(event.content))
         if server.writer is None or not event.envelope.recipients:
             self._job.outcome = Outcome.STORED
             self.finished(self._job)
@@ -298,36 +473,38 @@ class Connection:
             maillog.discarded(message, decision, delay)
 
     def _send(self) -> None:
-        output = self.session.take_output()
+        # Before TLS is active nothing is said; what is sent then is part of the handshake.
+        output = b"" if self._stream.shaking_hands else self.session.take_output()
         if output:
             # A reply, and no single octet more, gives the client a new deadline.
             self.since = self.thread.now
-        if self._unsent:
-            output = self._unsent + output
-        if output:
-            try:
-                sent = self.socket.send(output, DONTWAIT)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                self.close()
-                return
-            if sent or not self._unsent:
-                self._send_since = self.thread.now
-            self._unsent = output[sent:]
-        if self._unsent:
+        farewell = self.session.farewell
+        try:
+            done = self._stream.send(output, farewell is not None, self.thread.now)
+        except (OSError, TLSError):
+            self.close()
+            return
+        if self._held or not done:
+            self._hold(self._buffered())
+        if not done:
             self.thread.watch(self, EPOLLOUT)
-        elif self.session.farewell is not None:
-            self._say_goodbye(self.session.farewell)
+        elif farewell is not None:
+            self._say_goodbye(farewell)
         elif (self._job is None and self._waiting is None) or self.interest == EPOLLOUT:
             self.thread.watch(self, EPOLLIN)
+
+    def _buffered(self) -> int:
+        stored = len(self._job.message.content) if self._job is not None else 0
+        return self.session.buffered + stored + len(self._stream.unsent)
 
     def _say_goodbye(self, farewell: Reply) -> None:
         if farewell is reply.BYE:
             self.close()  # the client asked for it and sends nothing more
         elif not self._lingering:
             if not self._told:
-                self.thread.maillog.closed(self.client_ip, self.session.helo, farewell)
+                self.thread.maillog.closed(
+                    self.client_ip, self.session.helo, farewell, self._stream.tls
+                )
             # Closing with unread input would reset the connection, and the reply with it.
             self._lingering = True
             self.since = self.thread.now

@@ -18,7 +18,8 @@ from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
 from gsmtpd.maillog import MailLog
-from gsmtpd.metrics import Counter
+from gsmtpd.metrics import Counter, Overload
+from gsmtpd.server.overload import Overloads
 from gsmtpd.smtp import reply
 
 if TYPE_CHECKING:
@@ -37,13 +38,17 @@ class SMTPThread(threading.Thread):
     """One thread of the pool.
 
     counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
-    now: monotonic seconds, as of this round.
+    now: monotonic seconds, as of this round. overloads: what it has not enough of. overfull:
+    whether its sessions buffer more than they may.
     """
 
     def __init__(self, name: str, counters: memoryview, maillog: MailLog) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
+        self.overloads = Overloads(counters)
+        self.overfull = False
+        self._held = 0  # octets buffered by its sessions
         self.now = time.monotonic()
         self._next_sweep = self.now + SWEEP
         self._epoll = select.epoll()
@@ -129,6 +134,18 @@ class SMTPThread(threading.Thread):
         for connection in list(self._connections.values()):
             connection.leave(how)
 
+    def hold(self, octets: int, limit: int) -> None:
+        """Its sessions buffer `octets` more, or less, where they may buffer `limit` in all."""
+        self._held += octets
+        if self.overfull:
+            # Not at once below it: most of those that wait for room would only hear 452.
+            self.overfull = self._held > limit * 0.9
+        elif self._held > limit:
+            self.overfull = True
+            message = "max_memory reached: %d octets are buffered; answering 452"
+            lasts = partial(getattr, self, "overfull")
+            self.overloads.enter(Overload.MEMORY, lasts, message, self._held)
+
     def adopt(self, connection: Connection) -> None:
         """Run `connection` from now on."""
         self._connections[connection.socket.fileno()] = connection
@@ -190,9 +207,13 @@ class SMTPThread(threading.Thread):
         try:
             server.accept_waiting()
         except OSError as error:
-            _log.error("accept: %s; trying again in %g s", error, NO_DESCRIPTORS_PAUSE)
+            message = "cannot accept clients now: %s; LimitNOFILE= or ulimit -n raises how many"
+            self.overloads.enter(Overload.DESCRIPTORS, self._is_paused, message, error.strerror)
             self._epoll.unregister(fd)
             self._paused[fd] = self.now + NO_DESCRIPTORS_PAUSE
+
+    def _is_paused(self) -> bool:
+        return bool(self._paused)
 
     def _watch_listener(self, fd: int) -> None:
         self._epoll.register(fd, EPOLLIN | select.EPOLLEXCLUSIVE)
@@ -233,6 +254,7 @@ class SMTPThread(threading.Thread):
         for fd in self._listeners:
             if fd not in self._paused:
                 self._accept(fd)  # another process may have died with the wake-up for a client
+        self.overloads.look()
 
     def _fault(self, connection: Connection) -> None:
         """A fault of ours: the client hears 451 and may come again."""

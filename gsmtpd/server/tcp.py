@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import Counter, Counters, Overload
+from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.decision import Policy
 from gsmtpd.policy.lookups import Lookups
-from gsmtpd.server.connection import DONTWAIT, Connection, ip_of
+from gsmtpd.server.connection import Connection, ip_of
 from gsmtpd.server.pool import SMTPThreadPool
+from gsmtpd.server.stream import DONTWAIT
+from gsmtpd.server.terms import Limits, Manner
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
@@ -32,15 +35,6 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _BPF_RET = 6  # linux/bpf_common.h; with 0: take 0 octets of the packet
 _LAST_ROUNDS = 256  # of accepting before the socket is closed: the whole backlog, and no more
 ACCEPT_AT_ONCE = 16  # connections taken per round, so that those taken before are served as well
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What connections may cost. Times in seconds. max_clients: over all processes together."""
-
-    max_clients: int = 1000
-    timeout: float = 100.0
-    session_timeout: float = 1800.0
 
 
 def share_port(listener: socket.socket, on: bool) -> None:
@@ -94,8 +88,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     listener: bound and listening, or None where clients are accepted elsewhere. policy decides
     clients and recipients, with what lookups find out. writer: None answers every message with 250
-    and keeps nothing. clock: Unix time in seconds. rules and limits may be replaced; new sessions
-    get the new ones.
+    and keeps nothing. crowd: counts the connections of each address. clock: Unix time in seconds.
+    rules and limits may be replaced; new sessions get the new ones.
     """
 
     def __init__(
@@ -109,6 +103,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         writer: GroupCommitWriter | None,
         new_id: Callable[[], str],
         counters: Counters,
+        crowd: Seat,
+        manner: Manner,
         clock: Callable[[], float] = time.time,
     ) -> None:
         # Bound by the master, before it dropped root and forked.
@@ -126,8 +122,9 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.writer = writer
         self.new_id = new_id
         self.clock = clock
+        self.crowd = crowd
+        self.manner = manner
         self._counters = counters
-        self._overloaded = False
         self._accepting = 0  # SMTP threads that accept for it
         self._lock = threading.Lock()
 
@@ -183,18 +180,50 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the client may come, and there is room; else it hears why, never silence."""
         ip = ip_of(client_address)
-        if self.policy.current.denies(ip):
-            self.pool.current().maillog.closed(ip, "", reply.CLIENT_DENIED)
-            self._send_away(request, reply.CLIENT_DENIED)
-            return False
-        if self._counters.total(Counter.CLIENTS) < self.limits.max_clients:
-            return True
-        if not self._overloaded:
-            self._overloaded = True
-            _log.warning("max_clients = %d reached: answering 421", self.limits.max_clients)
-        self.pool.current().counters[Counter.TURNED_AWAY] += 1
-        self._send_away(request, reply.TOO_MANY_CLIENTS)
+        refusal = None if self.expects_header(ip) else self.refusal_of(ip)
+        if refusal is None:
+            if not self._full():
+                return True
+            refusal = reply.TOO_MANY_CLIENTS
+            thread = self.pool.current()
+            thread.counters[Counter.TURNED_AWAY] += 1
+            message = "max_clients = %d reached: answering 421"
+            most = self.limits.max_clients
+            thread.overloads.enter(Overload.CLIENTS, self._full, message, most)
+        self._send_away(request, refusal)
         return False
+
+    def _full(self) -> bool:
+        return self._counters.total(Counter.CLIENTS) >= self.limits.max_clients
+
+    def expects_header(self, ip: str) -> bool:
+        """Whether a connection from `ip` begins with a header of the PROXY protocol."""
+        return bool(self.manner.proxies.match(ip))
+
+    def counts(self, ip: str) -> bool:
+        """Whether the connections of the client `ip` are counted for max_clients_per_ip."""
+        if self.limits.max_clients_per_ip is None:
+            return False
+        return not self.policy.current.allow.match(ip)
+
+    def refusal_of(self, ip: str) -> Reply | None:
+        """Why one more connection of the client `ip` is not served, if it is not."""
+        thread = self.pool.current()
+        if self.policy.current.denies(ip):
+            thread.counters[Counter.DENIED] += 1
+            thread.maillog.closed(ip, "", reply.CLIENT_DENIED)
+            return reply.CLIENT_DENIED
+        most = self.limits.max_clients_per_ip
+        if most is None or not self.counts(ip) or not self._crowded(ip, most):
+            return None
+        thread.counters[Counter.CROWDED] += 1
+        lasts = partial(self._crowded, ip, most)
+        message = "%s has max_clients_per_ip = %d connections: answering 421 to such addresses"
+        thread.overloads.enter(Overload.CLIENTS_PER_IP, lasts, message, ip, most)
+        return reply.TOO_MANY_FROM_YOU
+
+    def _crowded(self, ip: str, most: int) -> bool:
+        return self.crowd.count(ip) >= most
 
     def _send_away(self, request: Any, farewell: Reply) -> None:
         with suppress(OSError):
@@ -205,10 +234,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.finish_request(request, client_address)
 
     def service_actions(self) -> None:
-        """About once a second: leave overload, and help mail out from behind a slow commit."""
-        if self._overloaded and self._counters.total(Counter.CLIENTS) < self.limits.max_clients:
-            self._overloaded = False
-            _log.warning("below max_clients again")
+        """About once a second: help mail out from behind a slow commit."""
         if self.writer is not None:
             self.writer.poke()
 

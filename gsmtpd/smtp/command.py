@@ -93,7 +93,7 @@ def _mail_parameters(tail: str) -> MailCommand | Reply:
             size = int(value)
         elif keyword == "BODY":
             body = (value or "").upper()
-            if body not in ("7BIT", "8BITMIME"):
+            if body not in ("7BIT", "8BITMIME", "BINARYMIME"):
                 return reply.BAD_PARAMETER
         elif keyword == "SMTPUTF8":
             if value is not None:

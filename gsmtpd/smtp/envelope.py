@@ -15,7 +15,8 @@ class Envelope(NamedTuple):
 
     recipients: those that the message is stored for, as the client named them. mailboxes: for each
     of them those that it goes into; () where each has its own. discarded: recipients that were
-    taken, too, and whose mail is thrown away.
+    taken, too, and whose mail is thrown away. lmtp: whether it came by LMTP. tls: version and
+    cipher, e.g. "TLSv1.3:TLS_AES_256_GCM_SHA384"; "" where it came in the clear.
     """
 
     helo: str
@@ -26,6 +27,8 @@ class Envelope(NamedTuple):
     body: str = "7BIT"
     mailboxes: tuple[Mailboxes, ...] = ()
     discarded: Mailboxes = ()
+    lmtp: bool = False
+    tls: str = ""
 
     @property
     def copies(self) -> int:

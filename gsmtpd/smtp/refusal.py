@@ -37,7 +37,7 @@ def sender_of(mail: MailCommand) -> str:
 
 
 def about(line: bytes, mail: MailCommand | None, recipients: tuple[Mailbox, ...]) -> About | None:
-    """What a refused command was about; None if it is neither MAIL nor RCPT nor DATA.
+    """What a refused command was about; None if it is none of MAIL, RCPT, DATA and BDAT.
 
     line: the command. mail, recipients: of the transaction before it, None where there is none.
     """
@@ -53,4 +53,4 @@ def about(line: bytes, mail: MailCommand | None, recipients: tuple[Mailbox, ...]
     if verb == b"RCPT":
         recipient = parse_rcpt(text, mail is not None and mail.smtputf8)
         return About(sender, (text if isinstance(recipient, Reply) else recipient,))
-    return About(sender, recipients) if verb == b"DATA" else None
+    return About(sender, recipients) if verb in (b"DATA", b"BDAT") else None

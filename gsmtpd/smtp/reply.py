@@ -50,6 +50,7 @@ SENDER_OK = Reply(250, "2.1.0", "Sender ok")
 RECIPIENT_OK = Reply(250, "2.1.5", "Recipient ok")
 START_DATA = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
 OK = Reply(250, "2.0.0", "Ok")
+START_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 BYE = Reply(221, "2.0.0", "Bye")
 CANNOT_VERIFY = Reply(252, "2.5.2", "Cannot VRFY, but will take mail for the domains served here")
 
@@ -73,13 +74,24 @@ BAD_PARAMETER = Reply(501, "5.5.4", "Bad parameter value")
 DUPLICATE_PARAMETER = Reply(501, "5.5.4", "Parameter given twice")
 UNKNOWN_PARAMETER = Reply(555, "5.5.4", "Parameter not recognized or not implemented")
 
+BDAT_SYNTAX = Reply(501, "5.5.4", "Syntax: BDAT octets [LAST]; what follows cannot be told apart")
+XCLIENT_SYNTAX = Reply(501, "5.5.4", "Syntax: XCLIENT name=value...")
+
 # Legal, but not now
 HELO_FIRST = Reply(503, "5.5.1", "Say HELO or EHLO first")
 MAIL_FIRST = Reply(503, "5.5.1", "Say MAIL first")
 RCPT_FIRST = Reply(503, "5.5.1", "No valid recipients: say RCPT first")
 NESTED_MAIL = Reply(503, "5.5.1", "A sender was given already")
+IN_CHUNKS = Reply(503, "5.5.1", "A message has begun with BDAT: end it with BDAT, or say RSET")
+NEEDS_BDAT = Reply(503, "5.5.1", "A BINARYMIME message comes by BDAT")
+NOT_IN_MAIL = Reply(503, "5.5.1", "Not in a mail transaction: say RSET first")
+TLS_ALREADY = Reply(503, "5.5.1", "TLS is active already")
+TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 OUT_OF_TURN = Reply(554, "5.5.0", "You spoke out of turn: wait for the reply")
 NOT_SMTP = Reply(554, "5.5.1", "This is an SMTP server, and what you speak is not SMTP")
+NOT_TLS = Reply(554, "5.5.1", "On this port TLS comes first: this port speaks TLS")
+NOT_A_PROXY = Reply(550, "5.7.1", "You may not speak for others here")
+NO_CHUNKING = Reply(502, "5.5.1", "CHUNKING is not offered here")
 
 # Limits and refusals
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients")
@@ -99,9 +111,17 @@ SESSION_TOO_LONG = Reply(421, "4.4.2", "Session lasted too long")
 SHUTTING_DOWN = Reply(421, "4.3.2", "Shutting down: come back soon")
 UNAVAILABLE = Reply(421, "4.3.0", "Service not available: try again later")
 TOO_MANY_CLIENTS = Reply(421, "4.3.2", "Too many connections: come back soon")
+TOO_MANY_FROM_YOU = Reply(421, "4.7.0", "Too many connections from your address")
+TOO_SLOW = Reply(421, "4.4.2", "Too slow: your message comes in too few octets a second")
+NO_MEMORY = Reply(452, "4.3.1", "Too much mail comes in at once: try again later")
 STORAGE_TROUBLE = Reply(451, "4.3.0", "Cannot store mail now: try again later")
 NO_SPACE = Reply(452, "4.3.1", "No space to store mail now: try again later")
 INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error: try again later")
+
+
+def chunk_taken(octets: int) -> Reply:
+    """For a chunk that was not the last one of its message."""
+    return Reply(250, "2.0.0", f"{octets} octets received")
 
 
 def queued(message_id: str) -> Reply:

@@ -8,9 +8,10 @@ from itertools import count
 from gsmtpd.policy.decision import Policy, decide
 from gsmtpd.policy.domains import DomainSet
 from gsmtpd.policy.questions import Answer, Question, Unanswered
+from gsmtpd.smtp.events import Event, MessageReceived, RecipientAsked
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import Session
 from tests.dialogs import HOST_NAME, Options
 
 

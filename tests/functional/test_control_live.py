@@ -22,6 +22,7 @@ import pytest
 
 from gsmtpd.config import SPEC
 from gsmtpd.control import ControlError, ask, ask_to_stop
+from gsmtpd.ctl import _said
 from tests.accounting import Client, count, send, stuffed, table_of, with_token
 from tests.functional.test_daemon import STOP, Daemon, alive, gsmtpd
 from tests.servers import Gsmtpd, environment, free_port, wait_for
@@ -88,6 +89,7 @@ def test_status_for_programs(running: Gsmtpd) -> None:
     assert now["accepted"] - before["accepted"] == 1
     assert now["received_bytes"] - before["received_bytes"] == len(mail.content)
     assert (now["replaced"], now["reload"], now["max_clients"]) == (0, None, 1000)
+    assert (now["turned_away"], now["crowded"], now["denied"], now["overload"]) == (0, 0, 0, [])
     assert abs(now["began"] - time.time()) < 300
 
 
@@ -102,7 +104,30 @@ def test_status_for_people(running: Gsmtpd) -> None:
     assert re.search(
         r"^Messages: +\d+ accepted \(\d+ bytes\), \d+ refused, 0 discarded$", done.stdout, re.M
     )
+    assert (
+        "Sent away:  0 clients for max_clients, 0 for max_clients_per_ip, 0 for [clients] deny\n"
+        "Overload:   none\n"
+    ) in done.stdout
     assert re.search(r"^Reload: +none yet$", done.stdout, re.MULTILINE)
+
+
+def test_who_was_sent_away_and_why(running: Gsmtpd) -> None:
+    trouble = {"overload": ["max_memory", "file descriptors"], "crowded": 7, "denied": 12}
+    said = [*_said(status(running) | trouble)]
+    assert (
+        "Sent away:  0 clients for max_clients, 7 for max_clients_per_ip, 12 for [clients] deny"
+    ) in said
+    assert "Overload:   max_memory, file descriptors" in said
+
+
+def test_a_client_that_is_denied_is_counted() -> None:
+    with Gsmtpd({"clients": {"deny": "127.0.0.2"}}) as server:
+        for _ in range(3):
+            with socket.create_connection(server.address, 10, ("127.0.0.2", 0)) as denied:
+                assert denied.recv(1000).startswith(b"554 ")
+        wait_for(lambda: status(server)["clients"] == 0)
+        now = status(server)
+        assert (now["denied"], now["turned_away"], now["crowded"]) == (3, 0, 0)
 
 
 def test_only_its_user_may_ask(running: Gsmtpd) -> None:

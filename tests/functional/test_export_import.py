@@ -340,6 +340,37 @@ def test_a_disk_that_is_full(kind: str, few: Gsmtpd, small_disk: Path) -> None:
     assert b"No space left on device" in said.stderr
 
 
+@pytest.mark.parametrize(
+    ("protocol", "is_tls"),
+    [
+        ("LMTP", 0),
+        ("ESMTPS (TLSv1.3:TLS_AES_256_GCM_SHA384)", 1),
+        ("UTF8LMTPS (TLSv1.2:ECDHE-RSA-AES128-GCM-SHA256)", 1),
+    ],
+)
+def test_how_it_was_received(
+    protocol: str, is_tls: int, empty: tuple[Gsmtpd, Table], tmp_path: Path
+) -> None:
+    """A message to two, as it was exported; it is one message again."""
+    front = (
+        "Delivered-To: {}@example.com\r\nReturn-Path: <sender@example.org>\r\n"
+        "Received: from client.example.org (unknown [192.0.2.1])\r\n"
+        f"\tby mx.example.com with {protocol} id {'1a' * 16};\r\n"
+        "\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
+    )
+    for number, name in enumerate("uv"):
+        (tmp_path / f"{number}.eml").write_bytes(front.format(name).encode() + FOREIGN)
+    daemon, table = empty
+    assert ctl(daemon, "import", tmp_path).stderr == b"imported 2 mails\n"
+    names = "`recipient`, `is_tls`, `hash`, `ip_addr`"
+    assert table.query(f"SELECT {names} FROM new_mail ORDER BY 1") == [
+        (f"{name}@example.com", is_tls, "1a" * 16, "192.0.2.1") for name in "uv"
+    ]
+    ctl(daemon, "export", "--format", "eml", tmp_path / "again")
+    exported = {path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert exported == {front.format(name).encode() + FOREIGN for name in "uv"}
+
+
 # --- mail of other programs ---------------------------------------------------------------------
 
 

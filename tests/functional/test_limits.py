@@ -86,7 +86,7 @@ def test_without_descriptors_it_waits_and_does_not_spin() -> None:
     with Gsmtpd(before=few) as server:
         with Client(server.address) as witness, clients(server, 100) as waiting:
             witness.hello()
-            wait_for(lambda: "accept: " in server.log.read_text())
+            wait_for(lambda: "cannot accept clients now" in server.log.read_text())
             inside = [client for client in waiting if greeted(client)]
             outside = [client for client in waiting if client not in inside]
             assert 20 < len(inside) < 60
@@ -120,7 +120,7 @@ def greeted(client: Client) -> bool:
 
 def test_a_client_that_never_reads_its_replies() -> None:
     """It is held back, it costs others nothing, and in the end it is hung up on."""
-    soon = "import gsmtpd.server.connection; gsmtpd.server.connection.SEND_TIMEOUT = 1.0"
+    soon = "import gsmtpd.server.connection; gsmtpd.server.connection.READ_WITHIN = 1.0"
     with Gsmtpd(before=soon) as server:
         (worker,) = server.workers
         before = resident(worker)

@@ -127,7 +127,14 @@ def assert_is(pid: int, uid: int, gid: int, groups: Sequence[int]) -> None:
     if uid:
         for which in ("Prm", "Eff", "Inh", "Amb"):
             assert int(said[f"Cap{which}"][0], 16) == 0
-        assert said["NoNewPrivs"] == ["1"]
+    assert_confined(pid)
+
+
+def assert_confined(pid: int) -> None:
+    """It can gain no rights by what it executes, and leaves no core dump."""
+    assert kernel(pid)["NoNewPrivs"] == ["1"]
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.M)
 
 
 def lines(server: Gsmtpd, part: str) -> list[str]:
@@ -243,6 +250,7 @@ def test_root_may_stay_root() -> None:
     with Gsmtpd({"server": {"user": "root"}}) as server:
         for pid in server.pids():
             assert kernel(pid)["Uid"] == ["0"] * 4
+            assert_confined(pid)
         assert send(server.address, with_token())[0].code == 250
 
 
@@ -268,6 +276,7 @@ def test_who_is_not_root_just_runs(user: str) -> None:
     with server:
         for pid in server.pids():
             assert kernel(pid)["Uid"] == [str(nobody().pw_uid)] * 4
+            assert_confined(pid)
         assert send(server.address, with_token())[0].code == 250
         hup(server, "reloaded ")
         assert server.stop() == 0

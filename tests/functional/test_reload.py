@@ -531,7 +531,7 @@ def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers
     conf = tmp_path / "gsmtpd.conf"
     conf.write_text("[store]\nbackend = null\n[server]\nhost_name = mx.example.com\n")
     config = load(str(conf))
-    setup = Setup(config, [], Logs("-", "info", "logfmt"), make_policy(config))
+    setup = Setup(config, [], Logs("-", "info", "logfmt"), make_policy(config), None)
     with selectors.DefaultSelector() as selector:
         yield Workers(setup, selector, *[lambda *_: None] * 4)  # type: ignore[arg-type]
 

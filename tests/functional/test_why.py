@@ -345,6 +345,11 @@ def test_a_line(changes: dict[str, object], line: str) -> None:
 def test_a_line_about_a_client() -> None:
     event = {"time": EVENT["time"], "result": "closed", "client": "192.0.2.7", "reply": "421 Bye"}
     assert ctl_why._line(event) == "2026-11-22 15:00:01  closed     by 192.0.2.7: 421 Bye"
+    del event["reply"]
+    event["reason"] = "TLS: no shared cipher"
+    assert ctl_why._line(event) == (
+        "2026-11-22 15:00:01  closed     by 192.0.2.7: TLS: no shared cipher"
+    )
 
 
 def test_what_was_stored_is_said_once() -> None:

@@ -20,9 +20,10 @@ from gsmtpd.policy.names import a_labels
 from gsmtpd.policy.questions import Answer, Kind, Question, Unanswered
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox, parse_path
+from gsmtpd.smtp.events import Event, MessageReceived
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Event, MessageReceived, Session
+from gsmtpd.smtp.session import Session
 
 OWN = "mx.example.com"
 DOMAINS = ["x.example", "a.x.example", "y.example", "xn--bcher-kva.example", "[IPv6:2001:db8::1]"]

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gsmtpd.smtp import reply
+from gsmtpd.smtp.events import Event, MessageReceived
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Event, MessageReceived
 from tests.dialogs import HOST_NAME
 from tests.dialogs.false_ends import FALSE_ENDS, unstuffed
 from tests.dialogs.pure import PureClient

@@ -11,6 +11,7 @@ from gsmtpd.app_policy import make_policy
 from gsmtpd.config import load
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counters
+from gsmtpd.policy.crowd import Crowd
 from gsmtpd.server.listeners import open_listeners
 from tests.servers import Gsmtpd
 
@@ -23,9 +24,9 @@ def test_who_has_retired_accepts_nobody() -> None:
         counters = Counters()
         listeners = open_listeners(app.wanted(config))
         logs = Logs(str(files.log), "error", "logfmt")
-        engine = app.make_engine(
-            config, listeners, make_policy(config), counters, counters.take(1), logs, True
-        )
+        share = app.Share(counters, counters.take(1), Crowd(1).seat(0))
+        policy = make_policy(config)
+        engine = app.make_engine(config, listeners, policy, None, share, logs, True)
         engine.start()
         with socket.create_connection(files.address) as client:
             assert client.recv(4) == b"220 "

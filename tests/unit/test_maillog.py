@@ -36,6 +36,7 @@ from tests.dialogs.pure import PureClient
 Line = Callable[[Iterable[tuple[str, object]]], str]
 U = Mailbox("u", "example.com")
 SENDER = Mailbox("sender", "example.org")
+TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384"
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 PAIR = re.compile(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"=\\]+)(?: |$)')
 
@@ -164,7 +165,7 @@ def test_message(answer: Reply, result: str, said: str) -> None:
     local=st.one_of(st.sampled_from(["u", '"a b"', "a=b", "ü"]), st.text(max_size=20)),
     null=st.booleans(),
     delay=st.floats(0, 1000),
-    tls=st.sampled_from([NO_TLS, "TLSv1.3"]),
+    tls=st.sampled_from(["", TLS]),
 )
 def test_ordinary_messages_have_no_other_line(
     helo: str, local: str, null: bool, delay: float, tls: str
@@ -172,9 +173,9 @@ def test_ordinary_messages_have_no_other_line(
     """The short way to a line and the long one say the same."""
     message = a_message(helo)
     sender, recipient = None if null else Mailbox(local, "a"), Mailbox(local, "b")
-    envelope = message.envelope._replace(sender=sender, recipients=(recipient,))
+    envelope = message.envelope._replace(sender=sender, recipients=(recipient,), tls=tls)
     written = Written()
-    written.log.message(message._replace(envelope=envelope), reply.OK, delay, tls)
+    written.log.message(message._replace(envelope=envelope), reply.OK, delay)
     (line,) = written.lines()
     time, _, rest = line.partition(" ")
     assert TIME.fullmatch(time.removeprefix("time="))
@@ -190,7 +191,7 @@ def test_ordinary_messages_have_no_other_line(
             ("size", 3),
             ("reply", 250),
             ("delay", f"{delay:.3f}"),
-            ("tls", tls),
+            ("tls", tls or NO_TLS),
         ]
     )
 
@@ -231,6 +232,45 @@ def test_closed() -> None:
     first = {"result": "closed", "client": "192.0.2.1", "reply": str(reply.NOT_SMTP), "tls": "no"}
     second = first | {"helo": "client.example.org", "reply": str(reply.TIMED_OUT)}
     assert fields == [first, second]
+
+
+def test_dropped() -> None:
+    """Closed without a word: not what was said is told, but why."""
+    written = Remembered()
+    written.log.dropped("192.0.2.1", "", "TLS: no shared cipher")
+    written.log.dropped("192.0.2.1", "client.example.org", "replies not read", TLS)
+    first, second = map(parsed, written.lines())
+    assert TIME.fullmatch(first.pop("time"))
+    assert TIME.fullmatch(second.pop("time"))
+    closed = {"result": "closed", "client": "192.0.2.1"}
+    assert first == closed | {"reason": "TLS: no shared cipher", "tls": "no"}
+    assert second == closed | {
+        "helo": "client.example.org", "reason": "replies not read", "tls": TLS,
+    }  # fmt: skip
+    assert [record["keys"] for record in written.records()] == [["192.0.2.1"]] * 2
+
+
+@pytest.mark.parametrize("line", [logfmt, json_line])
+@pytest.mark.parametrize("tls", ["", TLS])
+def test_every_line_tells_of_tls(line: Line, tls: str) -> None:
+    written = Remembered(line=line)
+    log = written.log
+    secured, thrown = (
+        message._replace(envelope=message.envelope._replace(tls=tls))
+        for message in (a_message(), discarding())
+    )
+    log.message(secured, reply.OK, 0.0)
+    log.message(secured, reply.NO_SPACE, 0.0)
+    log.duplicate(secured, "id0", reply.OK, 0.0)
+    log.stored_unheard(secured, 0.0)
+    log.discarded(thrown, reply.OK, 0.0)
+    log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))), tls)
+    log.closed("192.0.2.1", "h", reply.TIMED_OUT, tls)
+    log.dropped("192.0.2.1", "h", "because", tls)
+    read = parsed if line is logfmt else json.loads
+    lines = [read(text) for text in written.lines()]
+    assert [fields["tls"] for fields in lines] == [tls or "no"] * 8
+    assert [record["tls"] for record in written.records()] == [tls or "no"] * 7
 
 
 def discarding(accepted: tuple[Mailbox, ...] = ()) -> Message:
@@ -309,17 +349,18 @@ def test_what_was_not_simply_stored_is_remembered(enabled: bool, line: Line) -> 
     log.discarded(discarding(), reply.OK, 0.0)
     log.refused("192.0.2.2", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))))
     log.closed("192.0.2.1", "h", reply.TIMED_OUT)
+    log.dropped("192.0.2.1", "h", "because")
     records = written.records()
-    results = ["refused", "duplicate", "stored_unheard", "discarded", "refused", "closed"]
+    results = ["refused", "duplicate", "stored_unheard", "discarded", "refused", *["closed"] * 2]
     assert [record["result"] for record in records] == results
     ends = ["192.0.2.1", "sender@example.org", "u@example.com"]
     thrown = [*ends[:2], "x@example.com", "y@example.com"]
     rcpt = ["192.0.2.2", "<>", "u@example.com"]
-    assert [r.pop("keys") for r in records] == [ends, ends, ends, thrown, rcpt, ends[:1]]
+    assert [r.pop("keys") for r in records] == [ends, ends, ends, thrown, rcpt, ends[:1], ends[:1]]
     if enabled and line is json_line:
         lines = [json.loads(text) for text in written.lines()]
         assert lines[1:] == records
-    assert len(written.lines()) == (7 if enabled else 0)
+    assert len(written.lines()) == (8 if enabled else 0)
 
 
 def test_mail_for_an_alias_is_remembered() -> None:
@@ -645,6 +686,7 @@ def test_a_log_that_is_off_gathers_nothing() -> None:
     written.log.discarded(discarding(), reply.OK, 0.0)
     written.log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "h", About("<>", (U,))))
     written.log.closed("192.0.2.1", "h", reply.TIMED_OUT)
+    written.log.dropped("192.0.2.1", "h", "because")
     assert written.lines() == []
 
 

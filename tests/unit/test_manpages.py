@@ -362,6 +362,7 @@ KINDS = {
     "keep_list": "list", "field_name": "name", "body_address": "address", "yes_no": "word",
     "domain_pattern_list": "list", "address_pattern_list": "list", "local_part_list": "list",
     "network_list": "list", "dnsbl_list": "list", "resolver": "address", "query": "statement",
+    "peer_list": "list",
 }  # fmt: skip
 
 
@@ -405,8 +406,11 @@ def test_the_keys_are_those_of_the_configuration_in_its_order() -> None:
         Place(tuple(MANY if s == "mx" else s for s in p.sections), p.key)
         for p in spec_places(shipped)
     ]
-    assert set(places) == set(spec_places(SPEC))
-    assert [*keys()] == [(heading(place), place.key) for place in places]
+    shown = [(heading(place), place.key) for place in places]
+    found = [*keys()]
+    assert set(found) == {(heading(place), place.key) for place in spec_places(SPEC)}
+    # Those of a name in [tls] are in a comment of the file that is shipped.
+    assert shown == [key for key in found if key[0] != "[tls] [[name]]"]
 
 
 @pytest.mark.parametrize("place", [*spec_places(SPEC)], ids=str)

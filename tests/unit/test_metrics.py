@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import Counter, Counters, Overload
 
 
 def test_all_begin_at_zero() -> None:
@@ -39,8 +39,9 @@ def test_counters_are_wide() -> None:
 
 def test_the_numbers_of_the_counters_stay() -> None:
     # gsmtpctl may be older or newer than the server it asks.
-    assert [counter.name for counter in sorted(Counter)][:5] == [
-        *("CLIENTS", "ACCEPTED", "REFUSED", "RECEIVED_BYTES", "TURNED_AWAY"),
+    assert [counter.name for counter in sorted(Counter)][:10] == [
+        *("CLIENTS", "ACCEPTED", "REFUSED", "RECEIVED_BYTES", "TURNED_AWAY", "BEATS"),
+        *("DISCARDED", "DENIED", "CROWDED", "OVERLOAD"),
     ]
     assert sorted(Counter) == [*range(len(Counter))]
 
@@ -52,10 +53,36 @@ def test_what_the_gone_have_counted_stays_and_their_clients_do_not() -> None:
     for number in (*first, *second):
         counters.row(number)[Counter.CLIENTS] = 5
         counters.row(number)[Counter.ACCEPTED] = 7
+        counters.row(number)[Counter.DENIED] = counters.row(number)[Counter.CROWDED] = 2
+        counters.row(number)[Counter.OVERLOAD] = Overload.MEMORY
+    counters.row(second[1])[Counter.OVERLOAD] = Overload.MEMORY | Overload.CLIENTS
     counters.give_back(second)
     assert counters.total(Counter.CLIENTS) == 5
     assert counters.total(Counter.ACCEPTED) == 21
-    assert counters.row(first[0])[Counter.CLIENTS] == 5
+    assert counters.total(Counter.DENIED) == counters.total(Counter.CROWDED) == 6
+    assert counters.any(Counter.OVERLOAD) == Overload.MEMORY
+    counters.give_back(first)
+    assert counters.any(Counter.OVERLOAD) == 0
+    assert counters.total(Counter.CLIENTS) == 0
+
+
+def test_overload_is_what_any_thread_says() -> None:
+    counters = Counters(4)
+    rows = counters.take(3)
+    assert counters.any(Counter.OVERLOAD) == 0
+    for number, what in zip(rows, (Overload.CLIENTS, Overload.DESCRIPTORS, 0), strict=True):
+        counters.row(number)[Counter.OVERLOAD] = what
+    counters.row(0)[Counter.OVERLOAD] = Overload.CLIENTS
+    overload = Overload(counters.any(Counter.OVERLOAD))
+    assert overload == Overload.CLIENTS | Overload.DESCRIPTORS
+    assert overload.words == ["max_clients", "file descriptors"]
+
+
+@pytest.mark.parametrize("overload", Overload)
+def test_each_overload_has_a_word(overload: Overload) -> None:
+    assert overload.words
+    assert all(overload.words)
+    assert Overload(0).words == []
 
 
 def test_rows_are_used_again_and_begin_at_zero() -> None:

@@ -14,6 +14,7 @@ import pytest
 from gsmtpd.privileges import (
     Identity,
     PrivilegeError,
+    check_key,
     check_secret,
     find,
     intended,
@@ -82,16 +83,27 @@ import os
 from gsmtpd.privileges import become, find
 become(find({user!r}, {group!r}))
 print(open('/proc/self/status').read())
+print(open('/proc/self/limits').read())
+"""
+_CONFINE = """
+from gsmtpd.privileges import confine
+confine()
+print(open('/proc/self/status').read())
+print(open('/proc/self/limits').read())
 """
 
 
 def became(user: str, group: str = "", *through: str) -> dict[str, str]:
     """What the kernel says of a process that became `user`. through: the command it runs in."""
-    code = _BECOME.format(user=user, group=group)
-    done = subprocess.run(
-        [*through, sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    return dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
+    return told([*through, sys.executable, "-c", _BECOME.format(user=user, group=group)])
+
+
+def told(command: list[str]) -> dict[str, str]:
+    """What the kernel says of the process of that command, by its own account."""
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    status, limits = done.stdout.split("\nLimit ")
+    (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    return {"core": core[18:]} | dict(line.split(":\t", 1) for line in status.splitlines())
 
 
 @root
@@ -102,7 +114,17 @@ def test_all_ids_and_no_capability() -> None:
     assert status["Gid"].split() == [str(entry.pw_gid)] * 4
     assert status["Groups"].split() == [str(entry.pw_gid)]
     assert {status[f"Cap{which}"] for which in ("Prm", "Eff", "Inh", "Amb")} == {"0" * 16}
+    assert_confined(status)
+
+
+def assert_confined(status: dict[str, str]) -> None:
+    """No rights by programs that it executes, and no core dump; neither can be had again."""
     assert status["NoNewPrivs"] == "1"
+    assert status["core"].split()[:2] == ["0", "0"]
+
+
+def test_whoever_is_confined() -> None:
+    assert_confined(told([sys.executable, "-c", _CONFINE]))
 
 
 @root
@@ -118,6 +140,7 @@ def test_root_stays_root() -> None:
     status = became("root")
     assert status["Uid"].split() == ["0"] * 4
     assert int(status["CapEff"], 16) != 0
+    assert_confined(status)
 
 
 @root
@@ -204,6 +227,36 @@ def test_a_link_is_as_good_as_its_file(tmp_path: Path) -> None:
         check_secret(str(link), IDENTITY)
     path.chmod(0o600)
     check_secret(str(link), IDENTITY)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o440, 0o400, 0o620, 0o602, 0o000])
+def test_a_key_that_is_not_for_everybody(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "key.pem"
+    path.touch()
+    path.chmod(mode)
+    check_key(str(path))
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o004, 0o777])
+def test_a_key_that_everybody_can_read(tmp_path: Path, mode: int) -> None:
+    """Also by a link, as certbot lays them."""
+    path, link = tmp_path / "key.pem", tmp_path / "live.pem"
+    path.touch()
+    link.symlink_to(path)
+    path.chmod(mode)
+    with pytest.raises(PrivilegeError) as caught:
+        check_key(str(link))
+    said = str(caught.value)
+    assert said.startswith(f"{link}: holds a private key, and everybody can read it (mode 0")
+    assert f"(mode {mode:04o})" in said
+    subprocess.run(said.rpartition("cure it with: ")[2].split(), check=True)
+    check_key(str(link))
+    assert path.stat().st_mode & 0o777 == mode & 0o770
+
+
+def test_a_key_that_is_not_there(tmp_path: Path) -> None:
+    """Who loads it says what is wrong."""
+    check_key(str(tmp_path / "missing" / "key.pem"))
 
 
 # --- /run -----------------------------------------------------------------------------------------

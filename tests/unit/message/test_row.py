@@ -145,7 +145,9 @@ def test_the_octets_are_never_changed(content: bytes) -> None:
 
 
 def test_tls_is_told() -> None:
-    assert [row.is_tls for row in rows(MESSAGE._replace(is_tls=True))] == [1]
+    (row,) = rows(enveloped(tls="TLSv1.2:ECDHE-RSA-AES128-GCM-SHA256"))
+    assert row.is_tls == 1
+    assert b" with ESMTPS (TLSv1.2:ECDHE-RSA-AES128-GCM-SHA256) id " in row.mail
 
 
 def test_helo_is_one_printable_line() -> None:

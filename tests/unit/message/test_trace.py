@@ -44,17 +44,30 @@ def test_received() -> None:
     )
 
 
+TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384"
+LMTP = PLAIN._replace(lmtp=True)
+UTF8 = PLAIN._replace(smtputf8=True)
+HELO = PLAIN._replace(esmtp=False)
+# RFC 3848, RFC 6531 section 4.3; there is no name for HELO with TLS.
+PROTOCOLS = [
+    (HELO, "SMTP"),
+    (HELO._replace(tls=TLS), f"SMTP ({TLS})"),
+    (PLAIN, "ESMTP"),
+    (PLAIN._replace(tls=TLS), f"ESMTPS ({TLS})"),
+    (UTF8, "UTF8SMTP"),
+    (UTF8._replace(tls=TLS), f"UTF8SMTPS ({TLS})"),
+    (LMTP, "LMTP"),
+    (LMTP._replace(tls=TLS), f"LMTPS ({TLS})"),
+    (LMTP._replace(smtputf8=True), "UTF8LMTP"),
+    (LMTP._replace(smtputf8=True, tls=TLS), f"UTF8LMTPS ({TLS})"),
+]
+
+
 @pytest.mark.parametrize(
-    ("envelope", "said"),
-    [
-        (PLAIN, "ESMTP"),
-        (PLAIN._replace(esmtp=False), "SMTP"),
-        (PLAIN._replace(smtputf8=True), "UTF8SMTP"),
-        (PLAIN._replace(body="8BITMIME"), "ESMTP"),
-    ],
+    ("envelope", "said"), [*PROTOCOLS, (PLAIN._replace(body="8BITMIME"), "ESMTP")]
 )
 def test_protocol(envelope: Envelope, said: str) -> None:
-    assert protocol(envelope) == said
+    assert protocol(envelope) == said.partition(" ")[0]
     assert f" with {said} id " in unfolded(field(envelope))
 
 
@@ -164,15 +177,14 @@ _HELO = st.text(
     max_size=255,
 )
 _ENVELOPE = st.builds(
-    Envelope,
+    lambda kind, **fields: Envelope(**fields, **kind),
+    # SMTPUTF8 and LMTP have no form without extensions.
+    kind=st.sampled_from([envelope._asdict() for envelope, _ in PROTOCOLS]).map(
+        lambda kind: {name: kind[name] for name in ("esmtp", "smtputf8", "lmtp", "tls")}
+    ),
     helo=_HELO,
-    esmtp=st.booleans(),
     sender=st.none() | _MAILBOX,
     recipients=st.lists(_MAILBOX, min_size=1, max_size=3).map(tuple),
-    smtputf8=st.just(False),
-    body=st.just("7BIT"),
-    mailboxes=st.just(()),
-    discarded=st.just(()),
 )
 _MESSAGE = st.builds(
     Message,
@@ -181,7 +193,6 @@ _MESSAGE = st.builds(
     content=st.binary(max_size=20),
     client_ip=st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str),
     received_at=st.floats(0, 250_000_000_000),
-    is_tls=st.booleans(),
 )
 
 
@@ -211,12 +222,13 @@ def test_what_the_fields_say_is_understood(message: Message) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["SMTP", "ESMTP", "UTF8SMTP"])
-def test_the_protocol_is_understood(name: str) -> None:
-    envelope = PLAIN._replace(esmtp=name != "SMTP", smtputf8=name == "UTF8SMTP")
-    front = parse_front(mails(MESSAGE._replace(envelope=envelope))[0])
+@pytest.mark.parametrize(("envelope", "said"), PROTOCOLS)
+def test_the_protocol_is_understood(envelope: Envelope, said: str) -> None:
+    (mail,) = mails(MESSAGE._replace(envelope=envelope))
+    assert f" with {said} id ".encode() in mail
+    front = parse_front(mail)
     assert front is not None
-    assert protocol(front.envelope) == name
+    assert front.envelope == envelope
 
 
 def again(front: Front, octets: bytes) -> bytes:
@@ -270,6 +282,12 @@ def test_no_part_of_the_fields_is_enough() -> None:
         lambda mail: mail.replace(b"Delivered-To: u@", b"Delivered-To: v@"),
         lambda mail: mail.replace(b"(unknown ", b"(known "),
         lambda mail: mail.replace(b" with ESMTP", b" with ESMTPSA"),
+        lambda mail: mail.replace(b" with ESMTP", b" with ESMTPS"),
+        lambda mail: mail.replace(b" with ESMTP", b" with ESMTP (TLSv1.3:X)"),
+        lambda mail: mail.replace(b" with ESMTP", b" with ESMTPS ()"),
+        lambda mail: mail.replace(b" with ESMTP", b" with ESMTPS (using TLSv1.3)"),
+        lambda mail: mail.replace(b" with ESMTP", b" with LMTPA"),
+        lambda mail: mail.replace(b" with ESMTP", b" with SMTPS (TLSv1.3:X)"),
         lambda mail: mail.replace(b"Tue, 14", b"Mon, 14"),
         lambda mail: mail.replace(b"14 Nov", b"31 Nov"),
         lambda mail: mail.replace(b"14 Nov", b"14 Nob"),

@@ -25,8 +25,9 @@ from gsmtpd.policy.names import a_labels
 from gsmtpd.policy.questions import Answer, Kind, Question
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox, parse_path
+from gsmtpd.smtp.events import Event, MessageReceived, RecipientAsked
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import Event, MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import Session
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "policy.md"
 HEADING = "## What wins over what"

@@ -41,7 +41,7 @@ MAIL: list[tuple[str, MailCommand | Reply]] = [
     ("FROM:<u@example.org> BODY=7BIT", MailCommand(U, body="7BIT")),
     ("FROM:<u@example.org> body=8bitmime", MailCommand(U, body="8BITMIME")),
     ("FROM:<u@example.org> BODY=FOO", reply.BAD_PARAMETER),
-    ("FROM:<u@example.org> BODY=BINARYMIME", reply.BAD_PARAMETER),
+    ("FROM:<u@example.org> BODY=BINARY", reply.BAD_PARAMETER),
     ("FROM:<u@example.org> BODY", reply.BAD_PARAMETER),
     # SMTPUTF8 (RFC 6531)
     ("FROM:<u@example.org> SMTPUTF8", MailCommand(U, smtputf8=True)),

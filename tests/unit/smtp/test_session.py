@@ -9,9 +9,10 @@ import pytest
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
 from gsmtpd.smtp.envelope import Envelope
+from gsmtpd.smtp.events import MessageReceived, RecipientAsked
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.states import State
 from tests.dialogs import HOST_NAME
 from tests.dialogs.pure import PureClient
@@ -507,8 +508,8 @@ def test_rules_make_replies() -> None:
     rules = Rules("h.example", max_size=70000, max_recipients=123, max_messages=45)
     assert rules.greeting == Reply(220, "", "h.example ESMTP gsmtpd")
     assert rules.helo == Reply(250, "", "h.example")
-    assert rules.ehlo.lines[0] == "h.example"
-    assert "SIZE 70000" in rules.ehlo.lines
-    assert "LIMITS MAILMAX=45 RCPTMAX=123" in rules.ehlo.lines
+    assert rules.ehlo(False, False).lines[0] == "h.example"
+    assert "SIZE 70000" in rules.ehlo(False, False).lines
+    assert "LIMITS MAILMAX=45 RCPTMAX=123" in rules.ehlo(False, False).lines
     # RFC 2034 section 4: no enhanced codes in the greeting and in replies to HELO and EHLO.
-    assert {rules.greeting.enhanced, rules.helo.enhanced, rules.ehlo.enhanced} == {""}
+    assert {rules.greeting.enhanced, rules.helo.enhanced, rules.ehlo(False, False).enhanced} == {""}

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.envelope import Envelope, Mailboxes
+from gsmtpd.smtp.events import MessageReceived, RecipientAsked
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
-from gsmtpd.smtp.session import MessageReceived, RecipientAsked, Session
+from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.states import State
 
 ANN, BOB, EVE = (Mailbox(local, "x.example") for local in ("ann", "bob", "eve"))

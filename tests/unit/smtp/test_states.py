@@ -7,20 +7,23 @@ import pytest
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.states import NEXT, WHY, State
 
-VERBS = [b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET"]
-START, READY, SENDER, RECIPIENTS, DATA = State
+HELLOS = [b"HELO", b"EHLO", b"LHLO"]
+VERBS = [*HELLOS, b"MAIL", b"RCPT", b"DATA", b"BDAT", b"RSET", b"STARTTLS", b"XCLIENT"]
+START, READY, SENDER, RECIPIENTS, CHUNKS, DATA = State
 ORDER: dict[bytes, list[State | None]] = {
-    b"HELO": [READY, READY, READY, READY],
-    b"EHLO": [READY, READY, READY, READY],
-    b"MAIL": [None, SENDER, None, None],
-    b"RCPT": [None, None, RECIPIENTS, RECIPIENTS],
-    b"DATA": [None, None, None, DATA],
-    b"RSET": [START, READY, READY, READY],
+    **dict.fromkeys(HELLOS, [READY, READY, READY, READY, READY]),
+    b"MAIL": [None, SENDER, None, None, None],
+    b"RCPT": [None, None, RECIPIENTS, RECIPIENTS, None],
+    b"DATA": [None, None, None, DATA, None],
+    b"BDAT": [None, None, None, CHUNKS, CHUNKS],
+    b"RSET": [START, READY, READY, READY, READY],
+    b"STARTTLS": [START, START, None, None, None],
+    b"XCLIENT": [START, START, None, None, None],
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("state", [START, READY, SENDER, RECIPIENTS])
+@pytest.mark.parametrize("state", [START, READY, SENDER, RECIPIENTS, CHUNKS])
 def test_order(state: State, verb: bytes) -> None:
     assert NEXT.get((state, verb)) == ORDER[verb][state]
 

@@ -1,0 +1,100 @@
+"""How do octets get from a client and back? The only recv and send, in the clear or by TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from gsmtpd.server.tls import TLSStream
+
+RECEIVE = 65536  # octets of one recv
+DONTWAIT = socket.MSG_DONTWAIT  # saves the ioctl that would make each socket non-blocking
+
+
+class Stream:
+    """Reads from and writes to `socket`, and never waits. Times: the caller's monotonic seconds.
+
+    unsent: octets that the client has not made room for yet; unsent_since: since when there are
+    any. secured_since: when TLS was agreed on. shaking_hands: whether it is not active yet.
+    """
+
+    __slots__ = ("_tls", "secured_since", "shaking_hands", "socket", "unsent", "unsent_since")
+
+    def __init__(self, request: socket.socket) -> None:
+        self.socket = request
+        self.unsent = b""
+        self.unsent_since = 0.0
+        self.secured_since = 0.0
+        self.shaking_hands = False
+        self._tls: TLSStream | None = None
+
+    def secure(self, context: ssl.SSLContext, now: float) -> None:
+        """From here on all is TLS, beginning with the client's hello."""
+        self._tls = TLSStream(context)
+        self.shaking_hands = True
+        self.secured_since = now
+
+    def in_the_clear(self) -> None:
+        """No TLS after all: the client does not speak it."""
+        self._tls = None
+        self.shaking_hands = False
+
+    @property
+    def tls(self) -> str:
+        """Version and cipher, as in Envelope; "" without TLS, and before the handshake is over."""
+        return "" if self._tls is None else self._tls.description
+
+    def spoke_first(self) -> bool:
+        """Whether the client has sent something already, which stays to be received."""
+        try:
+            return bool(self.socket.recv(1, DONTWAIT | socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def receive(self) -> bytes | None:
+        """What has come; None where nothing has, b"" where the client has gone.
+
+        The client's octets as they are, see `decrypt`.
+        """
+        try:
+            return self.socket.recv(RECEIVE, DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def decrypt(self, octets: bytes) -> bytes | None:
+        """What the client says with `octets`; None if it has said its last. Raises TLSError.
+
+        Where there is no TLS that is `octets`.
+        """
+        if self._tls is None:
+            return octets
+        plain = self._tls.receive(octets)
+        self.shaking_hands = not self._tls.description
+        return None if self._tls.ended and not plain else plain
+
+    def send(self, plain: bytes, last: bool, now: float) -> bool:
+        """Send `plain` behind what is unsent; True if no octet is left.
+
+        last: whether nothing will follow. Raises OSError and TLSError.
+        """
+        tls = self._tls
+        if tls is not None:
+            if plain:
+                tls.send(plain)
+            if last and tls.description:
+                tls.close()
+            plain = tls.take_output()
+        before = self.unsent
+        if before:
+            plain = before + plain
+        if plain:
+            try:
+                sent = self.socket.send(plain, DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            self.unsent = plain[sent:]
+            if self.unsent and not before:
+                self.unsent_since = now
+        return not self.unsent
