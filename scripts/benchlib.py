@@ -323,7 +323,12 @@ def _gsmtpd(options: Options, store: dict[str, Any]) -> Gsmtpd:
     return Gsmtpd(
         {
             "server": {"processes": options.processes},
-            "limits": {"max_size": "10M", "max_clients": 30000, "timeout": "1h"},
+            "limits": {
+                "max_size": "10M",
+                "max_clients": 30000,
+                "max_clients_per_ip": 30000,
+                "timeout": "1h",
+            },
             "log": {"level": options.log_level},
             "store": store,
         }

@@ -272,6 +272,7 @@ class Connection:
     def finished(self, job: Job) -> None:
         """The store is done with this connection's message; called in its own thread."""
         outcome = job.outcome
+        self.thread.hold(-len(job.message.content), self.server.limits.max_memory)
         if self._job is not job:
             # Answered by the clock, or gone; what was stored meanwhile may come again.
             if outcome is Outcome.STORED:
@@ -442,7 +443,8 @@ class Connection:
             server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
         )
         self._job = Job(message, self.thread, self, self.thread.now)
-        self._hold(len(event.content))
+        # Until the store gives it back, whatever becomes of the client meanwhile.
+        self.thread.hold(len(event.content), server.limits.max_memory)
         if server.writer is None or not event.envelope.recipients:
             self._job.outcome = Outcome.STORED
             self.finished(self._job)
@@ -485,17 +487,13 @@ class Connection:
             self.close()
             return
         if self._held or not done:
-            self._hold(self._buffered())
+            self._hold(self.session.buffered + len(self._stream.unsent))
         if not done:
             self.thread.watch(self, EPOLLOUT)
         elif farewell is not None:
             self._say_goodbye(farewell)
         elif (self._job is None and self._waiting is None) or self.interest == EPOLLOUT:
             self.thread.watch(self, EPOLLIN)
-
-    def _buffered(self) -> int:
-        stored = len(self._job.message.content) if self._job is not None else 0
-        return self.session.buffered + stored + len(self._stream.unsent)
 
     def _say_goodbye(self, farewell: Reply) -> None:
         if farewell is reply.BYE:

@@ -171,7 +171,8 @@ def test_no_control_socket() -> None:
 def test_a_configuration_that_was_broken_meanwhile_is_in_nobodys_way() -> None:
     """It is the running server that is asked about and stopped."""
     with Gsmtpd() as server:
-        server.conf.write_text(server.conf.read_text() + "[limits]\nmax_size = many\n")
+        text = server.conf.read_text()
+        server.conf.write_text(text.replace("[limits]\n", "[limits]\nmax_size = many\n"))
         assert ctl(server, "status").returncode == 0
         done = ctl(server, "stop")
         assert (done.returncode, done.stdout) == (0, "stopped\n")

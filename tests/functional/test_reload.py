@@ -403,6 +403,13 @@ def test_an_address_that_is_in_use(server: Gsmtpd) -> None:
 # --- reloads that are refused ---------------------------------------------------------------------
 
 
+def add_limits(server: Gsmtpd, lines: str) -> int:
+    """Write `lines` into the section that is there already; the number of the first of them."""
+    text = server.conf.read_text()
+    server.conf.write_text(text.replace("[limits]\n", f"[limits]\n{lines}"))
+    return text.splitlines().index("[limits]") + 2
+
+
 def refused(server: Gsmtpd, *problems: str) -> None:
     """A reload is refused for these reasons, both ways, and the old workers serve on."""
     before = server.workers
@@ -426,17 +433,14 @@ def refused(server: Gsmtpd, *problems: str) -> None:
 
 def test_a_broken_configuration(server: Gsmtpd) -> None:
     reloaded(server, {})
-    server.conf.write_text(server.conf.read_text() + "[limits]\nmax_size = many\n")
-    line = len(server.conf.read_text().splitlines())
+    line = add_limits(server, "max_size = many\n")
     refused(server, rf"{server.conf}:{line}: .*max_size.*many")
 
 
 def test_a_configuration_with_several_mistakes(server: Gsmtpd) -> None:
     reloaded(server, {})
-    text = server.conf.read_text()
-    server.conf.write_text(f"{text}[limits]\nmax_size = many\nmax_client = 5\ntimeout = -1\n")
-    last = len(server.conf.read_text().splitlines())
-    problems = zip((last - 2, last - 1, last), ("max_size", "max_client", "timeout"), strict=True)
+    first = add_limits(server, "max_size = many\nmax_client = 5\ntimeout = -1\n")
+    problems = enumerate(("max_size", "max_client", "timeout"), first)
     refused(server, *(rf"{server.conf}:{line}: .*{key}" for line, key in problems))
 
 
