@@ -217,6 +217,8 @@ def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config
     loaded = config.load(path, port=port, log_file=log, verbose=verbose)
     for secret in loaded.secret_files:
         privileges.check_secret(secret, _identity(loaded))
+    for key in loaded.key_files:
+        privileges.check_key(key)
     try:
         # Whose libraries may be missing.
         app.make_body_store(loaded)
@@ -364,7 +366,7 @@ def _warn_of_control(chosen: config.Config) -> None:
 
 
 def _unreadable(chosen: config.Config, identity: privileges.Identity) -> Iterator[str]:
-    for path in dict.fromkeys((chosen.path, *chosen.secret_files)):
+    for path in dict.fromkeys((chosen.path, *chosen.secret_files, *chosen.key_files)):
         if not os.access(path, os.R_OK):
             yield (
                 f"{path} cannot be read as the user {identity.user}, so a reload will be refused,"

@@ -194,8 +194,8 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
     yield f"Replaced:   {status['replaced']} workers that had died"
     yield f"Clients:    {status['clients']} of {status['max_clients']}"
     yield (
-        f"Sent away:  {status['turned_away']} clients for max_clients, {status['crowded']} for"
-        f" max_clients_per_ip, {status['denied']} for [clients] deny"
+        f"Sent away:  {status['turned_away']} (max_clients),"
+        f" {status['crowded']} (max_clients_per_ip), {status['denied']} (deny)"
     )
     yield f"Overload:   {', '.join(status['overload']) or 'none'}"
     yield (

@@ -23,6 +23,7 @@ NO_TLS = "no"
 MAX_FIELD = 512  # octets of any one field
 _NAMED = 5  # recipients that a line names; all are counted
 _MAX_KEYS = 1000  # addresses that a record is found by
+MANY_LINES = 256  # that are not kept until the end of a round
 MAX_RECORDS = 65536  # octets of records between two flushes, from which on no other is taken
 _VALUE = r"[\x21\x23-\x3c\x3e-\x5b\x5d-\x7e]+"  # needs no quotes in logfmt
 _PLAIN = re.compile(_VALUE)
@@ -205,6 +206,11 @@ class MailLog:
             self._write("\n".join(lines) + "\n")
         if self._records or self._left_out:
             self._hand_on()
+
+    def flush_many(self) -> None:
+        """Write what was gathered if that is much already."""
+        if len(self._lines) >= MANY_LINES:
+            self.flush()
 
     def _hand_on(self) -> None:
         records = self._records

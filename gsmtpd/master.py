@@ -26,7 +26,7 @@ from gsmtpd.logs import LogError
 from gsmtpd.maillog import timestamp
 from gsmtpd.metrics import Counter, Overload
 from gsmtpd.policy.lists import ListError
-from gsmtpd.privileges import PrivilegeError
+from gsmtpd.privileges import PrivilegeError, check_key
 from gsmtpd.recent import Recent
 from gsmtpd.server.engine import STOP_WITHIN, stacks
 from gsmtpd.server.listeners import (
@@ -287,11 +287,13 @@ class Master:
         current = self._current
         assert current.certificates is not None, "they have changed"
         try:
+            for key in current.config.key_files:
+                check_key(key)
             certificates = current.certificates.again()
             logs = app.make_logs(current.config, self._foreground)
         except CertificateError as error:
             raise NotReloadedError(f"[tls] {error}") from error
-        except LogError as error:
+        except (LogError, PrivilegeError) as error:
             raise NotReloadedError(str(error)) from error
         return current._replace(certificates=certificates, logs=logs)
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime
 import os
+import platform
 import resource
 import socket
 import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +30,7 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 
 from tests.servers import (
+    ROOT,
     Gsmtpd,
     MariaDB,
     MissingProgramError,
@@ -68,6 +72,79 @@ def resident_bytes(pid: int) -> int:
     """Resident memory of a process; pages it shares with others count in full."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process, pages shared with others divided among them (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+# --- the command line and the report --------------------------------------------------------------
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above zero."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return int(text)
+
+
+def processes(text: str) -> str:
+    """An argparse type: a number above zero, or auto."""
+    return text if text == "auto" else str(positive(text))
+
+
+def output_of(*command: str) -> str:
+    """What a program says; `missing` if it cannot."""
+    try:
+        program = find_program(command[0])
+        return subprocess.run(
+            [program, *command[1:]], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    except (ServerError, OSError, subprocess.CalledProcessError):
+        return "missing"
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel has it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """What is measured and where: the circumstances that all benches share."""
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    load = os.getloadavg()[0]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{cpu_model()}, {platform.machine()}, Linux {platform.release()}",
+        "cpus": f"{len(os.sched_getaffinity(0))}, load average {load:.2f} at the start",
+        "python": f"{platform.python_version()}{'' if gil else ', without GIL'}",
+        "postfix": output_of("postconf", "-dh", "mail_version"),
+        "commit": output_of("git", "describe", "--always", "--dirty"),
+    }
+
+
+def progress(text: str) -> None:
+    """Say on a terminal what is going on, in one line that the next one replaces."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and greatest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """In columns, the first to the left and all others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  " + "  ".join([first.ljust(widths[0]), *rest]).rstrip())
 
 
 # --- the load -------------------------------------------------------------------------------------

@@ -163,10 +163,10 @@ class SClient:
         self.close()
 
 
-def handshake(address: Address, *arguments: object) -> Done:
+def handshake(address: Address, *arguments: object, stdin: bytes = b"QUIT\r\n") -> Done:
     """Have openssl s_client shake hands and hang up; all that it says of the connection."""
     where = f"{address[0]}:{address[1]}"
-    return run("openssl", "s_client", "-connect", where, *arguments, stdin=b"QUIT\r\n")
+    return run("openssl", "s_client", "-connect", where, *arguments, stdin=stdin)
 
 
 class HAProxy(Server):

@@ -517,6 +517,12 @@ def mysql_store(database: MariaDB, name: str, **mysql: object) -> dict[str, Any]
     return {"store": {"backend": "mysql", "mysql": keys | mysql}}
 
 
+def tls_section(certificate: str, key: str) -> dict[str, Any]:
+    """The section [tls] with the paths of a pair, whose key nobody else can read from then on."""
+    Path(key or certificate).chmod(0o600)  # gsmtpd refuses a key that others can read
+    return {"certificate": certificate, "key": key}
+
+
 def merge(base: Settings, extra: Settings) -> dict[str, Any]:
     """`base` with the values of `extra` laid over it, section by section."""
     merged = dict(base)

@@ -23,7 +23,7 @@ from gsmtpd.server.stream import Stream
 from gsmtpd.server.terms import HANDSHAKE_WITHIN, PROXY_WITHIN, RATE_WINDOW, READ_WITHIN
 from gsmtpd.server.tls import NotTLSError, TLSError
 from gsmtpd.smtp import reply
-from gsmtpd.smtp.events import Event, MessageReceived, RecipientAsked, TLSAsked
+from gsmtpd.smtp.events import Event, MessageReceived, Paused, RecipientAsked, TLSAsked
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.states import State
@@ -78,6 +78,7 @@ class Connection:
         "_job",
         "_lingering",
         "_octets",
+        "_paused",
         "_stream",
         "_told",
         "_waiting",
@@ -102,6 +103,7 @@ class Connection:
         self._stream = Stream(request)
         self._job: Job | None = None
         self._waiting: _Waiting | None = None
+        self._paused = False  # the session has more to carry out, and others have their turn
         self._lingering = False
         self._told = False  # the mail log has a line of the refusal that ended the session
         self._header: bytes | None = None  # what has come of a proxy's, while it is not whole
@@ -187,9 +189,9 @@ class Connection:
 
     def readable(self) -> None:
         """The socket has input, or the client has gone."""
-        if self._job is not None or self._waiting is not None:
-            # Suspended: what the client sends stays in the socket, which holds it back. Most
-            # clients send nothing now, so the epoll is told only when one does.
+        if self._suspended:
+            # What the client sends stays in the socket, which holds it back. Most clients send
+            # nothing now, so the epoll is told only when one does.
             self.thread.watch(self, 0)
             return
         data = self._stream.receive()
@@ -202,6 +204,11 @@ class Connection:
                 self._read_header(data)
             else:
                 self._hear(data)
+
+    @property
+    def _suspended(self) -> bool:
+        """Whether the client has to wait for something to be done before it is heard again."""
+        return self._job is not None or self._waiting is not None or self._paused
 
     def _hear(self, octets: bytes) -> None:
         """Give the session what the client says."""
@@ -281,11 +288,12 @@ class Connection:
         self._job = None
         assert outcome is not None
         if outcome is Outcome.STORED:
-            self._answer_message(job.message, queued(job.message.id), job.submitted)
+            event = self._answer_message(job.message, queued(job.message.id), job.submitted)
         elif isinstance(outcome, Duplicate):
-            self._answer_message(job.message, queued(outcome.of), job.submitted, outcome.of)
+            event = self._answer_message(job.message, queued(outcome.of), job.submitted, outcome.of)
         else:
-            self._answer_message(job.message, OUTCOMES[outcome], job.submitted)
+            event = self._answer_message(job.message, OUTCOMES[outcome], job.submitted)
+        self._go_on(event)
 
     def check_time(self, now: float) -> None:
         """Close the session if it has outlived one of its limits. now: monotonic seconds."""
@@ -293,7 +301,8 @@ class Connection:
         if self._job is not None:
             if now - self._job.submitted > GIVE_UP_AFTER:
                 job, self._job = self._job, None
-                self._answer_message(job.message, reply.STORAGE_TROUBLE, job.submitted)
+                trouble = reply.STORAGE_TROUBLE
+                self._go_on(self._answer_message(job.message, trouble, job.submitted))
         elif self._waiting is not None:
             if now - self._waiting.since > PATIENCE:
                 self._give_up(self._waiting)
@@ -333,6 +342,7 @@ class Connection:
         """Close the session, saying `farewell` unless it is closing already."""
         # An answer that still comes would stand behind the farewell.
         self._job = self._waiting = None
+        self._paused = False
         if self._header is not None or self._stream.shaking_hands:
             self._drop(str(farewell))  # nothing can be said that would be understood
         elif self.session.farewell is None:
@@ -368,6 +378,7 @@ class Connection:
         """Close the socket at once."""
         if self.thread.forget(self):
             self._job = self._waiting = None
+            self._paused = False
             self._uncount()
             self._hold(0)
             self.server.close_request(self.socket)
@@ -376,7 +387,11 @@ class Connection:
         """Deal with what the session asks until it needs more input or an answer from elsewhere."""
         while event is not None:
             if isinstance(event, MessageReceived):
-                self._take(event)
+                event = self._take(event)
+                continue
+            if isinstance(event, Paused):
+                self._paused = True
+                self.thread.call_for(self, self._resume)
                 break
             if isinstance(event, TLSAsked):
                 self._send()  # the 220 in the clear
@@ -392,6 +407,12 @@ class Connection:
         if self.session.refusals:
             self._log_refusals()
         self._send()
+
+    def _resume(self) -> None:
+        """Others have had their turn."""
+        if self._paused:
+            self._paused = False
+            self._go_on(self.session.resume())
 
     def _become(self, named: ClientNamed) -> Reply:
         """Be the connection of the client that a proxy has named; what that client hears."""
@@ -436,24 +457,25 @@ class Connection:
             self.thread.maillog.refused(self.client_ip, refusal, self._stream.tls)
             self._told = self._told or refusal.closes
         self.session.refusals.clear()
+        self.thread.maillog.flush_many()
 
-    def _take(self, event: MessageReceived) -> None:
+    def _take(self, event: MessageReceived) -> Event | None:
+        """Have a message stored; what the session asks next if it is answered at once."""
         server = self.server
         message = Message(
             server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
         )
+        if server.writer is None or not event.envelope.recipients:
+            return self._answer_message(message, queued(message.id), self.thread.now)
         self._job = Job(message, self.thread, self, self.thread.now)
         # Until the store gives it back, whatever becomes of the client meanwhile.
         self.thread.hold(len(event.content), server.limits.max_memory)
-        if server.writer is None or not event.envelope.recipients:
-            self._job.outcome = Outcome.STORED
-            self.finished(self._job)
-        else:
-            server.writer.submit(self._job)
+        server.writer.submit(self._job)
+        return None
 
     def _answer_message(
         self, message: Message, decision: Reply, submitted: float, stored_as: str = ""
-    ) -> None:
+    ) -> Event | None:
         row = self.thread.counters
         if not decision.positive:
             row[Counter.REFUSED] += 1
@@ -463,7 +485,7 @@ class Connection:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
         self._log_message(message, decision, self.thread.now - submitted, stored_as)
-        self._go_on(self.session.answer(decision))
+        return self.session.answer(decision)
 
     def _log_message(self, message: Message, decision: Reply, delay: float, stored_as: str) -> None:
         maillog = self.thread.maillog
@@ -492,7 +514,7 @@ class Connection:
             self.thread.watch(self, EPOLLOUT)
         elif farewell is not None:
             self._say_goodbye(farewell)
-        elif (self._job is None and self._waiting is None) or self.interest == EPOLLOUT:
+        elif not self._suspended or self.interest == EPOLLOUT:
             self.thread.watch(self, EPOLLIN)
 
     def _say_goodbye(self, farewell: Reply) -> None:

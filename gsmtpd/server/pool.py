@@ -223,7 +223,7 @@ class SMTPThread(threading.Thread):
         os.eventfd_read(self._wakeup)
         self._awake = False
         inbox = self._inbox
-        while inbox:
+        for _ in range(len(inbox)):  # what is put meanwhile wakes it again, behind its clients
             item = inbox.popleft()
             if callable(item):
                 try:

@@ -128,7 +128,7 @@ def _check_extras(header: bytes, position: int) -> None:
     while position < len(header):
         value = position + 3
         following = value + int.from_bytes(header[position + 1 : value], "big")
-        if value > len(header) or following > len(header):
+        if following > len(header):
             raise ProxyError("a cut TLV")
         if header[position] == _CRC32C:
             said = header[value:following]

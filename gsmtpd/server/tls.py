@@ -133,10 +133,9 @@ class TLSStream:
         """Encrypt `plain` for take_output. Raises TLSError, also before the handshake is done."""
         if self._object is None or not self.description:
             raise TLSError("no handshake yet")
-        rest = memoryview(plain)
         try:
-            while rest:
-                rest = rest[self._object.write(rest) :]
+            if plain:
+                self._object.write(plain)
         except ssl.SSLError as error:
             raise TLSError(_reason(error)) from error
 
@@ -146,8 +145,8 @@ class TLSStream:
 
     def close(self) -> None:
         """Tell the client that no more is sent; a handshake that is not done is left as it is."""
-        if self._object is not None and self.description:
-            # The error is mostly that the client has not said the same yet; nobody waits for it.
+        if self._object is not None:
+            # The error may be that the client has not said the same yet, for which nobody waits.
             with suppress(ssl.SSLError):
                 self._object.unwrap()
 
@@ -248,9 +247,7 @@ def _server_name(hello: bytes) -> str | None:
         kind, size = _number(hello, position), _number(hello, position + 2)
         position += 4
         if kind == 0:
-            # A list, of which only names of hosts, kind 0, were ever defined.
-            if hello[position + 2] != 0:
-                return None
+            # A list of names, of which there has only ever been the one kind; OpenSSL checks that.
             length = _number(hello, position + 3)
             name = hello[position + 5 : position + 5 + length]
             return name.decode("ascii").lower().rstrip(".")

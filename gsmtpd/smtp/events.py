@@ -29,4 +29,8 @@ class TLSAsked(NamedTuple):
     """STARTTLS was said, and answered with 220: call `Session.secured` when TLS is active."""
 
 
-Event = RecipientAsked | MessageReceived | TLSAsked | ClientNamed
+class Paused(NamedTuple):
+    """More was said than is carried out at once: let others have their turn, then `resume`."""
+
+
+Event = RecipientAsked | MessageReceived | TLSAsked | ClientNamed | Paused

@@ -19,6 +19,7 @@ from gsmtpd.smtp.states import NEXT, WHY, State
 from gsmtpd.smtp.transaction import Transaction
 
 _BINARY = "BINARYMIME"
+_TOO_MANY_NOTED = 100  # recipients over the limit: nothing else bounds how many a client names
 _BDAT = re.compile(rb"[ ]*([0-9]{1,20})(?:[ ]+(LAST))?[ ]*", re.IGNORECASE)
 
 
@@ -80,7 +81,9 @@ class Mailing(Dialogue):
     def _too_many(self, recipient: Mailbox) -> None:
         # No error of the client's: RFC 5321 section 4.5.3.1.10 tells it to try the rest later.
         self._output.append(reply.TOO_MANY_RECIPIENTS.wire)
-        self._note_recipient(reply.TOO_MANY_RECIPIENTS, recipient)
+        self._transaction.too_many += 1
+        if self._transaction.too_many <= _TOO_MANY_NOTED:
+            self._note_recipient(reply.TOO_MANY_RECIPIENTS, recipient)
 
     def _answer_recipient(
         self, recipient: Mailbox, decision: Reply, mailboxes: Mailboxes | None

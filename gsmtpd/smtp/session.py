@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.envelope import Mailboxes
-from gsmtpd.smtp.events import Event, MessageReceived, RecipientAsked
+from gsmtpd.smtp.events import Event, MessageReceived, Paused, RecipientAsked
 from gsmtpd.smtp.mailing import Mailing
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
@@ -20,6 +20,7 @@ from gsmtpd.smtp.xclient import ClientNamed
 
 MAX_LINE = 512  # octets of a command with its CRLF, RFC 5321 section 4.5.3.1.4
 MAX_LINE_WITH_PARAMETERS = 2048  # room for the parameters of MAIL, RCPT and XCLIENT
+AT_ONCE = 32  # commands that are carried out before other sessions have their turn
 MAX_JUNK_LINE = 65536  # octets; who sends a longer line speaks no SMTP
 _LONG_LINE_KEPT = 1024  # octets of a line that is too long, to say later which command it was
 
@@ -32,11 +33,12 @@ class Session(Mailing):
     command; no_room: MAIL hears 452; speaks_for_others: XCLIENT is taken.
     """
 
-    __slots__ = ("_asked", "_long_line", "_pending", "_skipped")
+    __slots__ = ("_asked", "_left", "_long_line", "_pending", "_skipped")
 
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules)
         self._pending = b""
+        self._left = AT_ONCE  # commands that may still be carried out before a pause
         self._skipped = 0  # octets dropped of a line that is too long
         self._long_line = b""  # how that line began
         self._asked: Event | None = None
@@ -69,7 +71,16 @@ class Session(Mailing):
         if self._asked is not None:
             self._pending = data
             return None
+        self._left = AT_ONCE
         return self._run(data)
+
+    def resume(self) -> Event | None:
+        """Go on behind a pause."""
+        if type(self._asked) is not Paused:
+            raise RuntimeError("there is no pause")
+        self._asked = None
+        data, self._pending = self._pending, b""
+        return self.receive(data)
 
     def answer(self, decision: Reply, mailboxes: Mailboxes | None = None) -> Event | None:
         """Answer the open event and go on with what is buffered; RuntimeError if there is none.
@@ -87,6 +98,10 @@ class Session(Mailing):
         else:
             raise RuntimeError("no event is waiting for an answer")
         data, self._pending = self._pending, b""
+        if data and self._left <= 0:
+            self._pending = data
+            self._asked = _PAUSED
+            return _PAUSED
         return self._run(data) if data else None
 
     def secured(self, tls: str) -> None:
@@ -119,6 +134,9 @@ class Session(Mailing):
                 line = data[position:end]
                 position = end + 2
                 event = self._line(line, position < len(data))
+            self._left -= 1
+            if event is None and self._left <= 0 and position < len(data):
+                event = _PAUSED
             if event is not None:
                 self._asked = event
                 self._pending = data[position:]
@@ -183,6 +201,7 @@ class Session(Mailing):
             self._refuse(reply.UNKNOWN_COMMAND if line.strip() else reply.EMPTY_LINE)
 
 
+_PAUSED = Paused()
 _TLS_HELLO = b"\x16"  # the first octet of a TLS handshake, RFC 8446 section 5.1
 _WITH_PARAMETERS = (b"MAIL", b"RCPT", b"XCLI")
 

@@ -11,15 +11,16 @@ class Transaction:
     """A mail transaction (RFC 5321 section 3.3) from MAIL to the final dot.
 
     recipients: all that were taken. mailboxes: where the mail of those of them goes, by number,
-    that have not just their own.
+    that have not just their own. too_many: how many recipients there was no room for.
     """
 
-    __slots__ = ("_extra", "mail", "mailboxes", "recipients")
+    __slots__ = ("_extra", "mail", "mailboxes", "recipients", "too_many")
 
     def __init__(self, mail: MailCommand) -> None:
         self.mail = mail
         self.recipients: list[Mailbox] = []
         self.mailboxes: dict[int, Mailboxes] = {}
+        self.too_many = 0
         self._extra = 0  # copies that these come to, beyond one for each recipient
 
     @property

@@ -38,12 +38,19 @@ class DialogError(Exception):
 
 
 class Options(NamedTuple):
-    """What a dialog may set, as in gsmtpd.conf. accept: domains and literals, comma between."""
+    """What a dialog may set, as in gsmtpd.conf. accept: domains and literals, comma between.
+
+    xclient: whether the client may say XCLIENT. With tls a dialog ends where TLS would begin.
+    """
 
     accept: str = "example.com"
     max_size: int = 10 * 1024 * 1024
     max_recipients: int = 1000
     bare_newline: str = "accept"
+    protocol: str = "smtp"
+    tls: str = "off"
+    chunking: str = "yes"
+    xclient: str = "no"
 
 
 class Expected(NamedTuple):

@@ -171,6 +171,39 @@ def test_a_flood_of_new_connections_from_one_address_delays_nobody_else() -> Non
         assert log.count("max_clients_per_ip") <= 4
 
 
+# --- many at a time -------------------------------------------------------------------------------
+
+
+BURSTS = 500  # connections, each with as many commands as a server may read at a time
+SOON = 5.0  # seconds in which others have their 250
+
+
+@pytest.mark.parametrize("command", [b"RCPT TO:<b@example.com>\r\n", b"BDAT 1\r\nx"])
+def test_bursts_of_commands_from_many_connections(command: bytes) -> None:
+    """A server that does all that it has read of one client before it looks at the next is slow."""
+    burst = command * (200_000 // len(command))
+    with Gsmtpd() as server, contextlib.ExitStack() as stack:
+        workers = server.workers
+        clients = [stack.enter_context(Client(server.address)).hello() for _ in range(BURSTS)]
+        for client in clients:
+            assert client.command("MAIL FROM:<a@example.org>").code == 250
+            assert client.command("RCPT TO:<b@example.com>").code == 250
+            client.socket.setblocking(False)
+        sent = 0
+        for client in clients:
+            with contextlib.suppress(OSError):
+                sent += client.socket.send(burst)
+        slowest = 0.0
+        for _ in range(10):
+            began = time.monotonic()
+            assert deliver(server.address, GOOD).code == 250
+            slowest = max(slowest, time.monotonic() - began)
+        print(f"\n{sent / 2**20:.0f} MiB of {command!r}: the slowest mail took {slowest:.2f} s")
+        assert sent > BURSTS * 50_000
+        assert slowest < SOON
+        assert server.workers == workers
+
+
 # --- no descriptors -------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gsmtpd.server.tls import Pair
+from tests.certificates import Authority
 from tests.dialogs import Dialog, Options, load, names, reply_lines
 from tests.servers import Gsmtpd
 
@@ -21,30 +23,41 @@ GREETING = b"220 mx.example.com ESMTP gsmtpd\r\n"
 
 
 class Servers:
-    """A running server for each set of options, started when first asked for."""
+    """A running server for each set of options, started when first asked for.
 
-    def __init__(self, stack: ExitStack) -> None:
+    pair: its certificate.
+    """
+
+    def __init__(self, stack: ExitStack, pair: Pair) -> None:
         self._stack = stack
+        self._pair = pair
         self._running: dict[Options, Gsmtpd] = {}
 
     def address(self, options: Options) -> tuple[str, int]:
         """Where the server with `options` listens."""
         if options not in self._running:
-            self._running[options] = self._stack.enter_context(Gsmtpd(settings(options)))
+            server = Gsmtpd(settings(options, self._pair))
+            self._running[options] = self._stack.enter_context(server)
         return self._running[options].address
 
 
-def settings(options: Options) -> dict[str, Any]:
+def settings(options: Options, pair: Pair) -> dict[str, Any]:
     """The configuration that `options` stand for."""
-    limits = options._asdict()
-    accept = limits.pop("accept")
-    return {"store": {"backend": "null"}, "domains": {"accept": accept}, "limits": limits}
+    chosen = options._asdict()
+    accept, xclient = chosen.pop("accept"), chosen.pop("xclient")
+    listener = {key: chosen.pop(key) for key in ("protocol", "tls", "chunking")}
+    if xclient == "yes":
+        listener["xclient_from"] = "127.0.0.1"
+    made = {"listen": {"mx": listener}, "domains": {"accept": accept}, "limits": chosen}
+    certificate = {} if options.tls == "off" else {"tls": pair._asdict()}
+    return made | {"store": {"backend": "null"}} | certificate
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Servers]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    pair = Authority(tmp_path_factory.mktemp("ca")).pair("mx.example.com")
     with ExitStack() as stack:
-        yield Servers(stack)
+        yield Servers(stack, pair)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import smtplib
 import sqlite3
 import subprocess
 import sys
@@ -17,8 +18,7 @@ import pytest
 from configobj import ConfigObj  # type: ignore[import-untyped]
 from redis import Redis as RedisClient
 
-from tests.accounting import Client, Gone, Mail, MySQLTable, count, rows, send, simple, table_of
-from tests.conftest import LACKING
+from tests.accounting import Mail, MySQLTable, count, rows, send, simple, table_of
 from tests.servers import (
     Gsmtpd,
     MariaDB,
@@ -40,8 +40,6 @@ WITH_FILE = Mail(
     b"--b--\r\n"
 )
 OLD, YOUNG = "2001-02-03 04:05:06", "2999-02-03 04:05:06"
-TLS = "TLS for all the world: Postfix in front"
-STUNNEL = "TLS for those who must use it: stunnel"
 
 
 # --- running what is printed --------------------------------------------------------------------
@@ -170,138 +168,45 @@ def certificate(directory: Path) -> None:
     )
 
 
-class Stunnel(Server):
-    """stunnel with the configuration of the page in front of `daemon`."""
-
-    def __init__(self, daemon: Gsmtpd) -> None:
-        super().__init__("stunnel")
-        self.tls_port = free_port()
-        certificate(self.path)
-        text = replaced(
-            block("gsmtpd.8", STUNNEL, "foreground"),
-            {
-                "accept = :::587": f"accept = 127.0.0.1:{self.port}",
-                "accept = :::465": f"accept = 127.0.0.1:{self.tls_port}",
-                "connect = 127.0.0.1:2525": f"connect = 127.0.0.1:{daemon.port}",
-                "/etc/letsencrypt/live/mx.example.com": self.path,
-            },
-        )
-        if os.geteuid() != 0:
-            text = re.sub(r"^set[ug]id = stunnel4\n", "", text, flags=re.MULTILINE)
-        (self.path / "stunnel.conf").write_text(text)
-
-    def command(self) -> list[str]:
-        return [find_program("stunnel4"), str(self.path / "stunnel.conf")]
-
-
-def test_stunnel(sandbox: Path) -> None:
-    with Gsmtpd() as daemon, Stunnel(daemon) as stunnel:
-        shell = Shell(sandbox, {})
-        starttls, tls = (c for c in commands("gsmtpd.8", STUNNEL) if c.startswith("swaks"))
-        here = {"mx.example.com": "127.0.0.1"}
-        for swaks, port in (
-            (replaced(starttls, {"587": stunnel.port}), stunnel.port),
-            (replaced(tls, {"465": stunnel.tls_port}), stunnel.tls_port),
-        ):
-            said = shell.works(replaced(swaks, here))
-            assert f":{port}" in said
-            assert "=== TLS started" in said
-            assert "250 2.0.0 OK: queued as " in said
-        table = table_of(daemon)
-        assert count(table) == 2
-        assert table.query("SELECT DISTINCT ip_addr, is_tls FROM new_mail") == [("127.0.0.1", 0)]
-        # Who does not want TLS is hung up on.
-        client = Client(stunnel.address).hello()
-        with pytest.raises(Gone):
-            client.command("MAIL FROM:<a@example.org>")
-
-
-MASTER_CF = """\
-127.0.0.1:PORT inet n - n - - smtpd
-anvil unix - - n - 1 anvil
-bounce unix - - n - 0 bounce
-cleanup unix n - n - 0 cleanup
-defer unix - - n - 0 bounce
-error unix - - n - - error
-postlog unix-dgram n - n - 1 postlogd
-proxymap unix - - n - - proxymap
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-tlsmgr unix - - n 1000? 1 tlsmgr
-"""
-"""What runs in our Postfix: Debian's services as far as they are needed, without chroot."""
-
-
-class Postfix(Server):
-    """Postfix in front of `daemon`, set up by the commands of the page. It must be root's."""
-
-    def __init__(self, daemon: Gsmtpd) -> None:
-        super().__init__("postfix")
-        if os.geteuid() != 0:
-            pytest.skip(f"{LACKING}root, to run Postfix")
-        self.path.chmod(0o755)
-        self.etc, self.data = self.path / "etc", self.path / "data"
-        for directory in (self.etc, self.data, self.path / "queue", self.path / "bin"):
-            directory.mkdir()
-        certificate(self.path)
-        subprocess.run(["chown", "postfix", str(self.data)], check=True)
-        # No client is trusted, though ours are of this machine.
-        (self.etc / "main.cf").write_text(
-            "compatibility_level = 3.6\nmynetworks =\n"
-            f"maillog_file = {self.output}\nmaillog_file_prefixes = {self.path}\n"
-            f"queue_directory = {self.path}/queue\ndata_directory = {self.data}\n"
-        )
-        (self.etc / "master.cf").write_text(replaced(MASTER_CF, {"PORT": self.port}))
-        script = "\n".join(
-            c for c in commands("gsmtpd.8", TLS) if not c.startswith(("apt", "certbot", "swaks"))
-        )
-        changes = {"2525": daemon.port, "/etc/letsencrypt/live/mx.example.com": self.path}
-        postconf = f'exec {find_program("postconf")} -c {self.etc} "$@"'
-        self.path.joinpath("shell").mkdir()
-        shell = Shell(self.path / "shell", {"postconf": postconf, "systemctl": "exit 0"})
-        shell.works(replaced(script, changes))
-
-    def start(self, seconds: float = 30.0) -> None:
-        check = [find_program("postfix"), "-c", str(self.etc), "check"]  # makes the queue
-        subprocess.run(check, check=True, capture_output=True)
-        super().start(seconds)
-
-    def command(self) -> list[str]:
-        asked = [find_program("postconf"), "-c", str(self.etc), "-h", "daemon_directory"]
-        directory = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
-        # -d: it stays in our session, so that nothing of it is left behind.
-        return [f"{directory.strip()}/master", "-c", str(self.etc), "-d"]
-
-
-def test_postfix(sandbox: Path) -> None:
-    with Gsmtpd() as daemon, Postfix(daemon) as postfix:
-        shell = Shell(sandbox, {})
-        (swaks,) = (c for c in commands("gsmtpd.8", TLS) if c.startswith("swaks"))
-        swaks = replaced(swaks, {"mx.example.com": f"127.0.0.1:{postfix.port}"})
-        said = shell.works(swaks)
-        assert "=== TLS started" in said
-        plain = shell.works(swaks.replace("--tls ", ""))
-        stored = rows(table_of(daemon))
-        for one, text in zip(stored, (said, plain), strict=True):
-            # The client hears gsmtpd itself.
-            assert f"250 2.0.0 OK: queued as {one.hash}" in text
-            assert one.content.startswith(b"Received: from ")
-            assert b" (Postfix) with ESMTP" in one.content
-        client = Client(postfix.address).hello()
-        assert client.command("MAIL FROM:<a@example.org> RET=FULL").code == 501
-        assert client.command("MAIL FROM:<a@example.org>").code == 250
-        assert client.command("RCPT TO:<a@example.org>").code in (454, 550, 554)
-        # No second message is smuggled in.
-        smuggler = Client(postfix.address).hello()
-        smuggler.begin(MAIL)
-        smuggler.send(b"one\r\n\n.\nMAIL FROM:<c@example.org>\r\nNOOP\r\n.\r\n")
-        assert smuggler.reply().code == 250
-        assert b"\r\nMAIL FROM:<c@example.org>\r\n" in rows(table_of(daemon))[-1].content
-        daemon.kill()
-        assert client.command("RCPT TO:<b@example.com>").code == 451
+def test_tls(sandbox: Path) -> None:
+    """The hook, the listeners, and who tries them; but for certbot, whose part is `certificate`."""
+    page, renewed, kept = "gsmtpd.conf.5", sandbox / "live/mx.example.com", sandbox / "etc"
+    renewed.mkdir(parents=True)
+    certificate(renewed)
+    hook = sandbox / "hook"
+    group = subprocess.run(["id", "-gn"], check=True, capture_output=True, text=True).stdout.strip()
+    paths = {"/etc/gsmtpd": kept, "-g gsmtpd": f"-g {group}"}
+    hook.write_text(replaced(block(page, "TLS", "#!/bin/sh"), paths))
+    hook.chmod(0o755)
+    said = commands(page, "TLS")
+    by_hand = [c for c in said if c.startswith(("export ", "/etc/letsencrypt/"))]
+    changes = {
+        "/etc/letsencrypt/live": renewed.parent,
+        "/etc/letsencrypt/renewal-hooks/deploy/gsmtpd": hook,
+    }
+    shell = Shell(sandbox, {})
+    shell.works(replaced("\n".join(by_hand), changes))
+    assert (kept / "mx.example.com/privkey.pem").stat().st_mode & 0o777 == 0o640
+    text = replaced(block(page, "TLS", "[server]"), {"/etc/gsmtpd": kept})
+    settings = ConfigObj(text.splitlines(), interpolation=False, list_values=False).dict()
+    daemon = Gsmtpd()
+    ports = {"tls": daemon.port, "tlsc": free_port()}
+    for listener, port in zip(settings["listen"].values(), ports.values(), strict=True):
+        listener["address"] = f"127.0.0.1:{port}"
+    daemon.configure(settings)
+    with daemon:
+        for option, port in ports.items():
+            (swaks,) = (c for c in said if c.startswith("swaks") and f"--{option} " in c)
+            heard = shell.works(replaced(swaks, {"mx.example.com": f"127.0.0.1:{port}"}))
+            assert "=== TLS started" in heard
+            assert "250 2.0.0 OK: queued as " in heard
+        assert table_of(daemon).query("SELECT is_tls FROM new_mail") == [(1,), (1,)]
+        assert daemon.log.read_text().count(" tls=TLSv1.3:TLS_") == 2
 
 
 # --- a balancer ---------------------------------------------------------------------------------
+
+BALANCER = "127.0.0.10"
 
 
 class HAProxy(Server):
@@ -311,8 +216,8 @@ class HAProxy(Server):
         super().__init__("haproxy")
         changes = {
             ":::25 v4v6": f"127.0.0.1:{self.port}",
-            "192.0.2.11:25": f"127.0.0.1:{first.port}",
-            "192.0.2.12:25": f"127.0.0.1:{second.port}",
+            "192.0.2.11:25": f"127.0.0.1:{first.port} source {BALANCER}",
+            "192.0.2.12:25": f"127.0.0.1:{second.port} source {BALANCER}",
         }
         text = replaced(block("gsmtpd.8", "Two machines", "frontend"), changes)
         (self.path / "haproxy.cfg").write_text(text)
@@ -322,16 +227,22 @@ class HAProxy(Server):
 
 
 def test_haproxy(mariadb: MariaDB, schema: str) -> None:
-    store = mysql_store(mariadb, schema)
-    with Gsmtpd(store) as first, Gsmtpd(store) as second, HAProxy(first, second) as balancer:
+    (text,) = (b.text for b in blocks("gsmtpd.8") if b.text.startswith("[listen]"))
+    text = replaced(text, {"192.0.2.10": BALANCER})
+    settings = mysql_store(mariadb, schema) | ConfigObj(text.splitlines(), list_values=False).dict()
+    del settings["listen"]["mx"]["address"]
+    with Gsmtpd(settings) as first, Gsmtpd(settings) as second, HAProxy(first, second) as balancer:
         check = [find_program("haproxy"), "-c", "-f", str(balancer.path / "haproxy.cfg")]
         subprocess.run(check, check=True, capture_output=True)
-        for _ in range(4):
-            assert send(balancer.address, MAIL)[0].code == 250
+        for last in range(1, 5):
+            here = (f"127.0.0.{last}", 0)
+            with smtplib.SMTP(*balancer.address, timeout=60, source_address=here) as client:
+                assert client.sendmail("a@example.org", "b@example.com", MAIL.content) == {}
         for daemon in (first, second):
             assert "result=accepted" in daemon.log.read_text()
         table = MySQLTable(mariadb, schema)
-        assert table.query("SELECT DISTINCT ip_addr FROM new_mail") == [("127.0.0.1",)]
+        found = table.query("SELECT ip_addr FROM new_mail ORDER BY ip_addr")
+        assert found == [(f"127.0.0.{last}",) for last in range(1, 5)]
         assert first.stop() == 0
         for _ in range(4):
             assert send(balancer.address, MAIL)[0].code == 250

@@ -10,7 +10,7 @@ import pytest
 from tests.accounting import Address, rows, table_of
 from tests.certificates import Authority
 from tests.peers import Done, swaks
-from tests.servers import Gsmtpd, free_port
+from tests.servers import Gsmtpd, free_port, tls_section
 
 NO_TLS = 29  # what swaks exits with where TLS could not be started
 NO_MAIL = 23  # ... where MAIL was refused
@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         return {"address": f"{address[0]}:{address[1]}"} | keys
 
     settings = {
-        "tls": ca.pair("mx.example.com", "127.0.0.1")._asdict(),
+        "tls": tls_section(*ca.pair("mx.example.com", "127.0.0.1")),
         "listen": {
             "mx": {"tls": "starttls", "xclient_from": "127.0.0.0/8"},
             "mxs": listener(tls, tls="implicit"),

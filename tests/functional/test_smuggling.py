@@ -23,7 +23,7 @@ from tests.accounting import Address, Client, Row, rows, table_of
 from tests.certificates import Authority
 from tests.dialogs.false_ends import END, FALSE_ENDS, smuggled, unstuffed
 from tests.peers import TLSClient
-from tests.servers import Gsmtpd, free_port
+from tests.servers import Gsmtpd, free_port, tls_section
 
 SECONDS = 20.0  # for any one reply
 PAUSE = 1.0  # seconds behind a false end; a server that over-reads looks safe without
@@ -170,7 +170,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
     ca = Authority(tmp_path_factory.mktemp("ca"))
     tls_address = ("127.0.0.1", free_port())
     settings = {
-        "tls": ca.pair("mx.example.com")._asdict(),
+        "tls": tls_section(*ca.pair("mx.example.com")),
         "listen": {
             "mx": {"tls": "starttls"},
             "mxs": {"address": f"127.0.0.1:{tls_address[1]}", "tls": "implicit"},

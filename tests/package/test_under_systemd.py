@@ -35,6 +35,8 @@ import smtplib, sys
 with smtplib.SMTP(sys.argv[1], 25, timeout=20) as client:
     client.sendmail("a@example.org", "b@example.com", "Subject: under systemd\\r\\n\\r\\n")
 """
+SEND_BY_TLS = SEND.replace("client.sendmail", "client.starttls(); client.sendmail")
+CERTIFICATE, KEY = "/etc/ssl/certs/gsmtpd-test.pem", "/etc/ssl/private/gsmtpd-test.key"
 SOCKET = "/run/mysqld/mysqld.sock"
 PASSWORD = "/etc/gsmtpd.password"
 MYSQL = {"GSMTPD_STORE_BACKEND": "mysql", "GSMTPD_STORE_MYSQL_PASSWORD_FILE": PASSWORD}
@@ -165,6 +167,7 @@ def test_it_is_confined(system: SystemdRoot) -> None:
         said = dict(line.split(":\t") for line in system.do(f"cat /proc/{pid}/status").splitlines())
         assert said["Seccomp"] == "2"
         assert said["NoNewPrivs"] == "1"
+        assert re.search(r"^Max core file size +0 +0 ", system.do(f"cat /proc/{pid}/limits"), re.M)
         for which in ("Prm", "Eff", "Bnd", "Amb"):
             assert int(said[f"Cap{which}"], 16) == CAP_NET_BIND_SERVICE
         inside = f"nsenter --target={pid} --mount --setuid=$(id -u gsmtpd) --setgid=$(id -g gsmtpd)"
@@ -195,6 +198,37 @@ def test_an_address_that_is_taken_away(system: SystemdRoot) -> None:
     system.do("systemctl reload gsmtpd")
     send(system)
     assert "level=error" not in system.journal("gsmtpd")
+
+
+def test_tls(system: SystemdRoot) -> None:
+    """As README.Debian has it: the key belongs to the group ssl-cert; and then both are replaced."""
+    make = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=mx.example"
+        f" -out {CERTIFICATE} -keyout {KEY} -addext subjectAltName=DNS:%s 2>&1"
+        f" && chmod 640 {KEY} && chgrp ssl-cert {KEY}"
+    )
+    system.do(
+        "getent group ssl-cert || groupadd --system ssl-cert; install -d -m 710 /etc/ssl/private"
+    )
+    system.do("chgrp ssl-cert /etc/ssl/private && gpasswd --add gsmtpd ssl-cert")
+    system.do(make % "one.example")
+    system.do("sed -i 's/^  tls = .*/  tls = starttls/' /etc/gsmtpd.conf")
+    for name, path in (("certificate", CERTIFICATE), ("key", KEY)):
+        system.do(f"sed -i 's|^{name} =.*|{name} = {path}|' /etc/gsmtpd.conf")
+    system.do("systemctl start gsmtpd")
+    system.do(f"python3 -c {shlex.quote(SEND_BY_TLS)} 127.0.0.1")
+    system.do(make % "two.example")
+    shown = "openssl s_client -starttls smtp -connect 127.0.0.1:25 </dev/null 2>/dev/null"
+    text = f"{shown} | openssl x509 -noout -ext subjectAltName"
+    wait_for(lambda: "two.example" in system.run(text).stdout, 30)
+    system.do("systemctl reload gsmtpd")
+    system.do(f"python3 -c {shlex.quote(SEND_BY_TLS)} 127.0.0.1")
+    system.do(f"chmod 644 {KEY}")
+    system.refuse("systemctl reload gsmtpd", 1)
+    said = system.journal("gsmtpd")
+    assert said.count(" tls=TLSv1.3:TLS_") == 2
+    assert f"{KEY}: holds a private key, and everybody can read it" in said
+    assert mails(system) == 2
 
 
 @pytest.mark.parametrize("host", [SOCKET, "localhost"])

@@ -261,6 +261,7 @@ def logged() -> list[dict[str, Any]]:
     log.discarded(message, reply.queued("1a"), 0.1)
     log.refused("192.0.2.1", Refusal(reply.NOT_SERVED, False, "x", About("<>", (recipient,), 1)))
     log.closed("192.0.2.1", "x", reply.TIMED_OUT)
+    log.dropped("192.0.2.1", "x", "TLS: no shared cipher")
     log.flush()
     return [json.loads(line) for line in "".join(written).splitlines()]
 
