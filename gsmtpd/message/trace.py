@@ -12,7 +12,8 @@ from gsmtpd.smtp.address import POSTMASTER, Mailbox
 from gsmtpd.smtp.envelope import Envelope
 
 _UNSAFE = re.compile(r"[^\x21-\x27\x2a-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]")
-_MAX_HELO = 255
+_MAX_NAME = 255
+_NAMELESS = "unknown"  # a client whose host has no name by reverse DNS, or nobody has asked
 
 
 def protocol(envelope: Envelope) -> str:
@@ -39,11 +40,12 @@ def received(
     "for" is said only where there is one recipient, so that no recipient sees another.
     """
     ip = f"IPv6:{client_ip}" if ":" in client_ip else client_ip
-    helo = _UNSAFE.sub("?", envelope.helo[:_MAX_HELO])
+    helo = _UNSAFE.sub("?", envelope.helo[:_MAX_NAME])
+    name = _UNSAFE.sub("?", envelope.client_name[:_MAX_NAME]) or _NAMELESS
     secured = f" ({envelope.tls})" if envelope.tls else ""
     for_one = f"\r\n\tfor <{envelope.recipients[0]}>" if len(envelope.recipients) == 1 else ""
     return (
-        f"Received: from {helo} (unknown [{ip}])\r\n"
+        f"Received: from {helo} ({name} [{ip}])\r\n"
         f"\tby {host_name} with {protocol(envelope)}{secured} id {message_id}{for_one};\r\n"
         f"\t{_date(int(received_at))}\r\n"
     )
@@ -67,7 +69,8 @@ _WORD = r"[^\x00-\x20()\x7f-\x9f\ud800-\udfff]"
 _match_front = re.compile(
     rf"Delivered-To: (?P<recipient>{_TEXT}+)\r\n"
     rf"Return-Path: <(?P<sender>{_TEXT}*)>\r\n"
-    rf"Received: from (?P<helo>{_WORD}*) \(unknown \[(?P<ip>[0-9A-Za-z:.%]*)\]\)\r\n"
+    rf"Received: from (?P<helo>{_WORD}*) \((?P<name>{_WORD}+)"
+    r" \[(?P<ip>[0-9A-Za-z:.%]*)\]\)\r\n"
     rf"\tby (?P<host>{_WORD}+) with (?P<protocol>SMTP|(?:E|UTF8)SMTPS?|(?:UTF8)?LMTPS?)"
     r"(?: \((?P<tls>[0-9A-Za-z.:_-]+)\))? id (?P<id>[0-9a-f]{32})"
     rf"(?:\r\n\tfor <(?P<for>{_TEXT}+)>)?;\r\n"
@@ -127,6 +130,7 @@ def _front(match: re.Match[str]) -> Front | None:
         said["protocol"].startswith("UTF8"),
         lmtp="LMTP" in said["protocol"],
         tls=said["tls"] or "",
+        client_name="" if said["name"] == _NAMELESS else said["name"],
     )
     return Front(
         envelope,

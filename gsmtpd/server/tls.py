@@ -14,6 +14,10 @@ _MAX_FILE = 1 << 20  # octets of a PEM file
 _MAX_RECORD = 16384  # octets in a record, RFC 8446 section 5.1
 # Octets waited for until a ClientHello is whole. They are mostly 2 KiB or less.
 _MAX_HELLO = 32768
+# What a client may send beside what it says: a record of one octet is 24 octets, but a flood of
+# KeyUpdate (RFC 8446 section 4.6.3) says nothing, costs a lot, and has every record answered.
+_MAX_BESIDE = 65536  # octets at a time, and as many in answers that nobody has taken yet
+_BESIDE_ONE = 64  # octets for each that is said
 _PIECE = 16384  # octets given to OpenSSL at a time; its buffer keeps the size that it once had
 
 
@@ -107,7 +111,16 @@ class TLSStream:
     is done. ended: whether the client has said that it sends no more.
     """
 
-    __slots__ = ("_context", "_hello", "_incoming", "_object", "_outgoing", "description", "ended")
+    __slots__ = (
+        "_beside",
+        "_context",
+        "_hello",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "description",
+        "ended",
+    )
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.description = ""
@@ -115,6 +128,7 @@ class TLSStream:
         self._context = context
         self._hello: _Hello | None = None
         self._object: ssl.SSLObject | None = None
+        self._beside = 0  # octets that came beside what was said
 
     def receive(self, octets: bytes) -> bytes:
         """All plaintext that there is after `octets` from the socket. Raises TLSError.
@@ -127,7 +141,15 @@ class TLSStream:
         for start in range(0, len(octets), _PIECE):
             self._incoming.write(octets[start : start + _PIECE])
             plain += self._read()
-        return b"".join(plain)
+        said = b"".join(plain)
+        if self.description:
+            self._check_rest(len(octets), len(said))
+        return said
+
+    def _check_rest(self, came: int, said: int) -> None:
+        self._beside = max(0, self._beside + came - _BESIDE_ONE * said)
+        if self._beside > _MAX_BESIDE or self._outgoing.pending > _MAX_BESIDE:
+            raise TLSError("much is sent and nothing said")
 
     def send(self, plain: bytes) -> None:
         """Encrypt `plain` for take_output. Raises TLSError, also before the handshake is done."""

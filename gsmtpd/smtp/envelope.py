@@ -17,6 +17,7 @@ class Envelope(NamedTuple):
     of them those that it goes into; () where each has its own. discarded: recipients that were
     taken, too, and whose mail is thrown away. lmtp: whether it came by LMTP. tls: version and
     cipher, e.g. "TLSv1.3:TLS_AES_256_GCM_SHA384"; "" where it came in the clear.
+    client_name: of the client's host by reverse DNS, as a proxy tells it; "" if nobody does.
     """
 
     helo: str
@@ -29,6 +30,7 @@ class Envelope(NamedTuple):
     discarded: Mailboxes = ()
     lmtp: bool = False
     tls: str = ""
+    client_name: str = ""
 
     @property
     def copies(self) -> int:

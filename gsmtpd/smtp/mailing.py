@@ -176,6 +176,7 @@ class Mailing(Dialogue):
             mail.body,
             lmtp=self._rules.lmtp,
             tls=self.tls,
+            client_name=self._named.name or "",
         )
         if transaction.mailboxes:
             envelope = envelope.with_mailboxes(transaction.mailboxes)

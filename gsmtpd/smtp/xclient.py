@@ -20,12 +20,14 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 
 class ClientNamed(NamedTuple):
-    """The client that a proxy speaks for. ip: canonical; None where it says nothing of that.
+    """The client that a proxy speaks for; None for what it says nothing of.
 
-    helo: as the client said it, None likewise. esmtp: whether it speaks ESMTP, None likewise.
+    ip: canonical. name: of its host, "" if that has none. helo: as the client said it. esmtp:
+    whether it speaks ESMTP.
     """
 
     ip: str | None = None
+    name: str | None = None
     helo: str | None = None
     esmtp: bool | None = None
 
@@ -47,6 +49,7 @@ def parse_xclient(argument: str) -> ClientNamed | None:
     protocol = known.get("PROTO")
     return ClientNamed(
         _ip(known["ADDR"]) if "ADDR" in known else None,
+        known.get("NAME", "") if "NAME" in values else None,
         known.get("HELO"),
         None if protocol is None else protocol.upper() == "ESMTP",
     )

@@ -8,7 +8,7 @@ from itertools import count
 from gsmtpd.policy.decision import Policy, decide
 from gsmtpd.policy.domains import DomainSet
 from gsmtpd.policy.questions import Answer, Question, Unanswered
-from gsmtpd.smtp.events import Event, MessageReceived, Paused, RecipientAsked
+from gsmtpd.smtp.events import Event, MessageReceived, Paused, RecipientAsked, TLSAsked
 from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.smtp.session import Session

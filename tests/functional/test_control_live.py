@@ -105,7 +105,7 @@ def test_status_for_people(running: Gsmtpd) -> None:
         r"^Messages: +\d+ accepted \(\d+ bytes\), \d+ refused, 0 discarded$", done.stdout, re.M
     )
     assert (
-        "Sent away:  0 for max_clients, 0 for max_clients_per_ip, 0 for deny\nOverload:   none\n"
+        "Sent away:  0 (max_clients), 0 (max_clients_per_ip), 0 (deny)\nOverload:   none\n"
     ) in done.stdout
     assert re.search(r"^Reload: +none yet$", done.stdout, re.MULTILINE)
 

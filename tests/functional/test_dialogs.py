@@ -15,7 +15,7 @@ import pytest
 from gsmtpd.server.tls import Pair
 from tests.certificates import Authority
 from tests.dialogs import Dialog, Options, load, names, reply_lines
-from tests.servers import Gsmtpd
+from tests.servers import Gsmtpd, tls_section
 
 SECONDS = 5.0  # for any one reply
 QUIET = 0.05  # seconds without a reply that count as silence
@@ -49,7 +49,7 @@ def settings(options: Options, pair: Pair) -> dict[str, Any]:
     if xclient == "yes":
         listener["xclient_from"] = "127.0.0.1"
     made = {"listen": {"mx": listener}, "domains": {"accept": accept}, "limits": chosen}
-    certificate = {} if options.tls == "off" else {"tls": pair._asdict()}
+    certificate = {} if options.tls == "off" else {"tls": tls_section(*pair)}
     return made | {"store": {"backend": "null"}} | certificate
 
 

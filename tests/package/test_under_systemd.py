@@ -201,7 +201,7 @@ def test_an_address_that_is_taken_away(system: SystemdRoot) -> None:
 
 
 def test_tls(system: SystemdRoot) -> None:
-    """As README.Debian has it: the key belongs to the group ssl-cert; and then both are replaced."""
+    """As README.Debian has it, with a key of the group ssl-cert; then both are replaced."""
     make = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=mx.example"
         f" -out {CERTIFICATE} -keyout {KEY} -addext subjectAltName=DNS:%s 2>&1"

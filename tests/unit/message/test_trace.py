@@ -71,6 +71,12 @@ def test_protocol(envelope: Envelope, said: str) -> None:
     assert f" with {said} id " in unfolded(field(envelope))
 
 
+def test_a_proxy_knows_the_name_of_the_clients_host() -> None:
+    text = field(PLAIN._replace(client_name="host.example.net"))
+    assert text.startswith("Received: from client.example.org (host.example.net [192.0.2.1])\r\n")
+    assert "(a?b??c [192.0.2.1])\r\n" in field(PLAIN._replace(client_name="a b\r\nc"))
+
+
 @pytest.mark.parametrize(
     ("recipients", "said"),
     [
@@ -185,6 +191,7 @@ _ENVELOPE = st.builds(
     helo=_HELO,
     sender=st.none() | _MAILBOX,
     recipients=st.lists(_MAILBOX, min_size=1, max_size=3).map(tuple),
+    client_name=st.just("") | _HELO.filter(lambda name: name != "unknown"),
 )
 _MESSAGE = st.builds(
     Message,
@@ -280,7 +287,8 @@ def test_no_part_of_the_fields_is_enough() -> None:
         lambda mail: b"\r\n" + mail,
         lambda mail: mail.replace(b"Delivered-To: ", b"Delivered-To:"),
         lambda mail: mail.replace(b"Delivered-To: u@", b"Delivered-To: v@"),
-        lambda mail: mail.replace(b"(unknown ", b"(known "),
+        lambda mail: mail.replace(b"(unknown ", b"(two words "),
+        lambda mail: mail.replace(b"(unknown ", b"("),
         lambda mail: mail.replace(b" with ESMTP", b" with ESMTPSA"),
         lambda mail: mail.replace(b" with ESMTP", b" with ESMTPS"),
         lambda mail: mail.replace(b" with ESMTP", b" with ESMTP (TLSv1.3:X)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -15,6 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -446,6 +450,79 @@ def test_no_renegotiation(setting: Setting) -> None:
     assert b"no renegotiation" in errors.lower()
     good = setting.certificates.context.session_stats()["accept_good"]
     assert good == before + 1
+
+
+class Forger:
+    """The client of a TLS 1.3 connection, record by record (RFC 8446 sections 5.2, 7.2 and 7.3)."""
+
+    def __init__(self, setting: Setting, keys: Path) -> None:
+        context = setting.authority.client(V1_3, V1_3)
+        context.keylog_filename = str(keys)
+        self.server = TLSStream(setting.certificates.context)
+        Client(self.server, context).shake_hands()
+        (line,) = re.findall("CLIENT_TRAFFIC_SECRET_0 .* (.*)", keys.read_text())
+        self._begin(bytes.fromhex(line))
+
+    def _begin(self, secret: bytes) -> None:
+        self._secret, self._number = secret, 0
+        self._key, self._iv = self._derived(b"key", 32), self._derived(b"iv", 12)
+
+    def _derived(self, label: bytes, size: int) -> bytes:
+        label = b"tls13 " + label
+        info = size.to_bytes(2, "big") + bytes([len(label)]) + label + b"\0"
+        return HKDFExpand(hashes.SHA384(), size, info).derive(self._secret)
+
+    def record(self, kind: int, content: bytes) -> bytes:
+        head = b"\x17\x03\x03" + (len(content) + 17).to_bytes(2, "big")
+        nonce = int.from_bytes(self._iv, "big") ^ self._number
+        self._number += 1
+        sealed = AESGCM(self._key).encrypt(nonce.to_bytes(12, "big"), content + bytes([kind]), head)
+        return head + sealed
+
+    def data(self, plain: bytes) -> bytes:
+        return self.record(0x17, plain)
+
+    def key_update(self, answer: bool) -> bytes:
+        octets = self.record(0x16, b"\x18\0\0\x01" + bytes([answer]))
+        self._begin(self._derived(b"traffic upd", 48))
+        return octets
+
+
+def test_a_new_key(setting: Setting, tmp_path: Path) -> None:
+    forger = Forger(setting, tmp_path / "keys")
+    forger.server.take_output()
+    assert forger.server.receive(forger.data(b"EHLO a\r\n")) == b"EHLO a\r\n"
+    octets = b"".join(forger.key_update(answer=True) for _ in range(10))
+    assert forger.server.receive(octets) == b""
+    assert len(forger.server.take_output()) == 10 * 27
+    assert forger.server.receive(forger.data(b"NOOP\r\n")) == b"NOOP\r\n"
+
+
+@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_flood_of_new_keys(setting: Setting, tmp_path: Path, answer: bool, drained: bool) -> None:
+    """Each is 27 octets, as is its answer, and costs as much as a hundred commands."""
+    forger = Forger(setting, tmp_path / "keys")
+    with pytest.raises(TLSError, match="nothing said"):
+        for _ in range(65536 // 27 + 10):
+            forger.server.receive(forger.key_update(answer))
+            if drained:
+                forger.server.take_output()
+
+
+def test_a_flood_of_new_keys_in_a_message(setting: Setting, tmp_path: Path) -> None:
+    """Something is said again and again, and what OpenSSL answers is not taken meanwhile."""
+    forger = Forger(setting, tmp_path / "keys")
+    with pytest.raises(TLSError, match="nothing said"):
+        for _ in range(65536 // 27 + 10):
+            forger.server.receive(forger.key_update(answer=True) + forger.data(b"x"))
+    assert len(forger.server.take_output()) < 70_000
+
+
+def test_records_of_one_octet(setting: Setting, tmp_path: Path) -> None:
+    forger = Forger(setting, tmp_path / "keys")
+    for _ in range(10_000):
+        assert forger.server.receive(forger.data(b"x")) == b"x"
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
