@@ -338,9 +338,10 @@ def become_owner(chosen: config.Config) -> None:
 
 
 def _become(identity: privileges.Identity) -> None:
-    if os.geteuid() != 0:
-        return
     try:
+        if os.geteuid() != 0:
+            privileges.confine()
+            return
         privileges.become(identity)
         privileges.check_program(__file__)
     except (OSError, privileges.PrivilegeError) as error:
@@ -366,7 +367,7 @@ def _warn_of_control(chosen: config.Config) -> None:
 
 
 def _unreadable(chosen: config.Config, identity: privileges.Identity) -> Iterator[str]:
-    for path in dict.fromkeys((chosen.path, *chosen.secret_files, *chosen.key_files)):
+    for path in dict.fromkeys((chosen.path, *chosen.secret_files)):
         if not os.access(path, os.R_OK):
             yield (
                 f"{path} cannot be read as the user {identity.user}, so a reload will be refused,"

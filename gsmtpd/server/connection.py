@@ -145,7 +145,9 @@ class Connection:
     def _begin(self, early: bytes) -> None:
         """It is known who the client is. early: what it has said already."""
         server = self.server
-        self._count()
+        if refusal := self._count():
+            self._send_away(refusal)
+            return
         self.session.speaks_for_others = bool(server.manner.xclients.match(self.client_ip))
         if server.manner.implicit_tls:
             self._secure()
@@ -173,12 +175,16 @@ class Connection:
         self.session.take_output()
         self.end(farewell)
 
-    def _count(self) -> None:
-        """Count the connection as one of its client's address, and of no other."""
+    def _count(self) -> Reply | None:
+        """Count the connection as one of its client's address; why it is one too many, if so.
+
+        Others may have come since `refusal_of` was asked, in other processes.
+        """
         self._uncount()
-        if self.server.counts(self.client_ip):
-            self.server.crowd.enter(self.client_ip)
-            self._counted_as = self.client_ip
+        if not self.server.counts(self.client_ip):
+            return None
+        self._counted_as = self.client_ip
+        return self.server.crowd_refusal(self.client_ip, self.server.crowd.enter(self.client_ip))
 
     def _uncount(self) -> None:
         if self._counted_as:
@@ -419,9 +425,9 @@ class Connection:
         if named.ip is not None and named.ip != self.client_ip:
             self.client_ip = named.ip
             refusal = self.server.refusal_of(named.ip)
+            refusal = refusal or self._count()
             if refusal is not None:
                 return refusal
-            self._count()
             if question := self.server.policy.current.client_question(named.ip):
                 self.server.lookups.prepare(question)
         return self.server.rules.greeting

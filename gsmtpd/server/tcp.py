@@ -213,9 +213,14 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             thread.counters[Counter.DENIED] += 1
             thread.maillog.closed(ip, "", reply.CLIENT_DENIED)
             return reply.CLIENT_DENIED
+        return self.crowd_refusal(ip, self.crowd.count(ip) + 1) if self.counts(ip) else None
+
+    def crowd_refusal(self, ip: str, connections: int) -> Reply | None:
+        """Why the client `ip` is not served, if it has too many `connections` with this one."""
         most = self.limits.max_clients_per_ip
-        if most is None or not self.counts(ip) or not self._crowded(ip, most):
+        if most is None or connections <= most:
             return None
+        thread = self.pool.current()
         thread.counters[Counter.CROWDED] += 1
         lasts = partial(self._crowded, ip, most)
         message = "%s has max_clients_per_ip = %d connections: answering 421 to such addresses"

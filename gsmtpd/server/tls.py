@@ -320,6 +320,11 @@ def _must_hold(path: str, what: str, mark: bytes) -> None:
             raise CertificateError(f"{path}: not a file; write the path of a {what} in PEM")
         with open(path, "rb") as file:
             content = file.read(_MAX_FILE + 1)
+    except PermissionError as error:
+        raise CertificateError(
+            f"{path}: the {what} cannot be read: permission denied; the user that gsmtpd runs as has"
+            " to, e.g. as a member of the group that the file belongs to"
+        ) from error
     except OSError as error:
         raise CertificateError(f"{path}: the {what} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -15,7 +15,6 @@ from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.xclient import ClientNamed
 from tests.dialogs import HOST_NAME, Options
 
-
 TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384"  # what there is behind STARTTLS
 
 

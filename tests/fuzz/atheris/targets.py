@@ -10,8 +10,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import sha256
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gsmtpd.maillog import MailLog
 from gsmtpd.message.body import MAX_NAME, MAX_TEXT, attachment, read_body
@@ -19,7 +22,9 @@ from gsmtpd.message.headers import Headers, read_headers, score_reader
 from gsmtpd.message.mime import MAX_PARTS, read_parts
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.message.trace import parse_front
+from gsmtpd.message.words import CONTROL
 from gsmtpd.server.proxy import MAX_V2, ProxyError, ProxyHeader, parse_proxy
+from gsmtpd.server.tls import Certificates, TLSError, TLSStream
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import MAX_DOMAIN, MAX_LOCAL_PART, POSTMASTER, Mailbox, parse_path
 from gsmtpd.smtp.command import parse_mail, parse_rcpt
@@ -29,6 +34,7 @@ from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.smtp.session import MAX_LINE_WITH_PARAMETERS, Session
 from gsmtpd.smtp.xclient import parse_xclient
+from tests.certificates import Authority
 
 Target = Callable[[bytes], None]
 # logfmt, as docs/logs.md has it.
@@ -87,7 +93,7 @@ def header(data: bytes) -> None:
     for name, value in zip(Headers._fields, found, strict=True):
         if isinstance(value, str):
             value.encode()
-            assert value.isprintable() or not re.search(r"[\x00-\x1f\x7f-\x9f]", value), name
+            assert not CONTROL.search(value), name
     assert found.content_type
     score_reader("X-Spam-Score")(data)
     front = parse_front(data)
@@ -102,7 +108,7 @@ def body(data: bytes) -> None:
         found.text.encode()
         assert not {*found.text} & {*"\0\r"}
         assert len(found.text) <= 4 * MAX_TEXT
-        assert found.charset.isprintable()
+        assert not CONTROL.search(found.charset)
         assert len(found.attachments) <= MAX_PARTS
         for number, each in enumerate(found.attachments[:20], 1):
             assert len(each.filename) <= MAX_NAME
@@ -140,6 +146,25 @@ def _proxy(data: bytes) -> ProxyHeader | ProxyError | None:
         return parse_proxy(data)
     except ProxyError as error:
         return error
+
+
+def hello(data: bytes) -> None:
+    """What begins as TLS does, in pieces of as many octets as the first says; 0: at once."""
+    stream = TLSStream(_certificates().context)
+    try:
+        for piece in _cut(data[1:], data[0] if data else 0):
+            assert stream.receive(piece) == b""
+    except TLSError as error:
+        assert str(error)
+    assert stream.description == ""
+    assert len(stream.take_output()) < 16384
+
+
+@cache
+def _certificates() -> Certificates:
+    with TemporaryDirectory() as name:
+        pair = Authority(Path(name)).pair(HOST)
+        return Certificates(pair, {HOST: pair, "*.example.net": pair})
 
 
 def session(data: bytes) -> None:
@@ -183,7 +208,7 @@ class _Conversation:
     def hold(self, stream: bytes, size: int) -> None:
         """Send `stream` in pieces of `size` octets; 0: at once."""
         self._check_replies()
-        for piece in _cut(stream, size or len(stream)):
+        for piece in _cut(stream, size):
             self._answer(self._session.receive(piece))
             self._check_replies()
             if self._drops:
@@ -258,7 +283,8 @@ class _Conversation:
 
 
 def _cut(stream: bytes, size: int) -> Iterator[bytes]:
-    for start in range(0, len(stream), max(1, size)):
+    size = size or max(1, len(stream))
+    for start in range(0, len(stream), size):
         yield stream[start : start + size]
 
 
@@ -273,5 +299,5 @@ def _check_records(text: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    each.__name__: each for each in (address, command, header, body, proxy, session)
+    each.__name__: each for each in (address, command, header, body, proxy, hello, session)
 }
