@@ -195,6 +195,7 @@ discard unix - - n - - discard
 error unix - - n - - error
 flush unix n - n 1000? 0 flush
 lmtp unix - - n - - lmtp
+pickup unix n - n 60 1 pickup
 postlog unix-dgram n - n - 1 postlogd
 proxymap unix - - n - - proxymap
 qmgr unix n - n 300 1 qmgr

@@ -424,8 +424,7 @@ class Connection:
         """Be the connection of the client that a proxy has named; what that client hears."""
         if named.ip is not None and named.ip != self.client_ip:
             self.client_ip = named.ip
-            refusal = self.server.refusal_of(named.ip)
-            refusal = refusal or self._count()
+            refusal = self.server.refusal_of(named.ip) or self._count()
             if refusal is not None:
                 return refusal
             if question := self.server.policy.current.client_question(named.ip):

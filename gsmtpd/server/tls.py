@@ -322,8 +322,8 @@ def _must_hold(path: str, what: str, mark: bytes) -> None:
             content = file.read(_MAX_FILE + 1)
     except PermissionError as error:
         raise CertificateError(
-            f"{path}: the {what} cannot be read: permission denied; the user that gsmtpd runs as has"
-            " to, e.g. as a member of the group that the file belongs to"
+            f"{path}: the {what} cannot be read: Permission denied; the user that gsmtpd runs as"
+            " has to, e.g. as a member of the group that the file belongs to"
         ) from error
     except OSError as error:
         raise CertificateError(f"{path}: the {what} cannot be read: {error.strerror}") from error
