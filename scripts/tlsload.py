@@ -147,6 +147,7 @@ class Talker:
 def work(pipe: Pipe) -> None:
     """A client process: does what comes through `pipe`, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     talker = Talker()
     while True:
         try:

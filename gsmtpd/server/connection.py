@@ -1,4 +1,4 @@
-"""How does one client get its answers? Between its octets, its session, policy and the store.
+"""What becomes of what a client says? Between its session, policy and the store.
 
 A Connection is the socketserver request handler of one client. It belongs to one SMTP thread, and
 nothing in it blocks.
@@ -7,10 +7,7 @@ nothing in it blocks.
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
-from enum import IntEnum
 from functools import partial
-from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, NamedTuple
 
 from gsmtpd.message.row import Message
@@ -18,37 +15,22 @@ from gsmtpd.metrics import Counter
 from gsmtpd.policy.decision import Decision, decide
 from gsmtpd.policy.lookups import PATIENCE
 from gsmtpd.policy.questions import Ask, Question, Unanswered
-from gsmtpd.server.proxy import ProxyError, parse_proxy
-from gsmtpd.server.stream import Stream
-from gsmtpd.server.terms import HANDSHAKE_WITHIN, PROXY_WITHIN, RATE_WINDOW, READ_WITHIN
-from gsmtpd.server.tls import NotTLSError, TLSError
+from gsmtpd.server.client import Client, Leave
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.events import Event, MessageReceived, Paused, RecipientAsked, TLSAsked
 from gsmtpd.smtp.reply import Reply, queued
-from gsmtpd.smtp.session import Session
 from gsmtpd.smtp.states import State
 from gsmtpd.smtp.xclient import ClientNamed
 from gsmtpd.storage.base import Duplicate, Outcome
 from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
 
 if TYPE_CHECKING:
-    from gsmtpd.server.pool import SMTPThread
     from gsmtpd.server.tcp import SMTPServer
-
-LINGER = 2.0  # seconds a closed session's late input is swallowed, so that its last reply arrives
 
 OUTCOMES: dict[Outcome, Reply] = {
     Outcome.TROUBLE: reply.STORAGE_TROUBLE,
     Outcome.NO_SPACE: reply.NO_SPACE,
 }
-
-
-class Leave(IntEnum):
-    """How a server that stops takes leave of a client; each includes those before it."""
-
-    AT_NEXT_COMMAND = 0  # 421 is the answer to whatever the client says next
-    UNASKED = 1  # unless it is in the middle of a message, it hears 421 now
-    IN_DATA = 2  # in a message as well
 
 
 class _Waiting(NamedTuple):
@@ -59,200 +41,25 @@ class _Waiting(NamedTuple):
     since: float
 
 
-def ip_of(client_address: tuple[str, int]) -> str:
-    """The IP address of a client; a dual-stack socket names IPv4 as ::ffff:192.0.2.1."""
-    ip = client_address[0]
-    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip
-
-
-class Connection:
+class Connection(Client):
     """One client. request: its socket. client_address: as from accept. server: who accepted it.
 
     since: when the client was last asked for something, in the thread's monotonic seconds.
     """
 
-    __slots__ = (
-        "_counted_as",
-        "_header",
-        "_held",
-        "_job",
-        "_lingering",
-        "_octets",
-        "_paused",
-        "_stream",
-        "_told",
-        "_waiting",
-        "_window",
-        "began",
-        "client_ip",
-        "interest",
-        "server",
-        "session",
-        "since",
-        "socket",
-        "thread",
-    )
+    __slots__ = ("_job", "_paused", "_waiting")
 
     def __init__(
         self, request: socket.socket, client_address: tuple[str, int], server: SMTPServer
     ) -> None:
-        self.socket = request
-        self.server = server
-        self.client_ip = ip_of(client_address)
-        self.session = Session(server.rules)
-        self._stream = Stream(request)
         self._job: Job | None = None
         self._waiting: _Waiting | None = None
         self._paused = False  # the session has more to carry out, and others have their turn
-        self._lingering = False
-        self._told = False  # the mail log has a line of the refusal that ended the session
-        self._header: bytes | None = None  # what has come of a proxy's, while it is not whole
-        self._counted_as = ""  # the address that is counted for max_clients_per_ip
-        self._held = 0  # octets that are counted for max_memory
-        self._octets = 0  # of a message that have come since _window, monotonic seconds
-        self._window = 0.0  # 0: no message is coming in
-        self.interest = 0  # what epoll watches for; 0: not registered
-        self.thread: SMTPThread = server.pool.current()
-        self.began = self.since = self.thread.now
-        self.thread.adopt(self)
-        if server.expects_header(self.client_ip):
-            self._header = b""
-            self.thread.watch(self, EPOLLIN)
-        else:
-            self._begin(b"")
-
-    # Before the greeting
-
-    def _read_header(self, octets: bytes) -> None:
-        """What a proxy says first, of the client that it speaks for."""
-        octets = (self._header or b"") + octets
-        try:
-            header = parse_proxy(octets)
-        except ProxyError as error:
-            self._drop(f"PROXY protocol: {error}")
-            return
-        if header is None:
-            self._header = octets
-            return
-        self._header = None
-        self.client_ip = header.client or self.client_ip
-        refusal = self.server.refusal_of(self.client_ip)
-        if refusal is None:
-            self._begin(octets[header.size :])
-        else:
-            self._send_away(refusal)
-
-    def _begin(self, early: bytes) -> None:
-        """It is known who the client is. early: what it has said already."""
-        server = self.server
-        if refusal := self._count():
-            self._send_away(refusal)
-            return
-        self.session.speaks_for_others = bool(server.manner.xclients.match(self.client_ip))
-        if server.manner.implicit_tls:
-            self._secure()
-            self.thread.watch(self, EPOLLIN)
-            if early:
-                self._hear(early)
-        else:
-            self._greet(bool(early) or self._stream.spoke_first())
-
-    def _secure(self) -> None:
-        certificates = self.server.manner.certificates
-        assert certificates is not None, "a server that offers TLS has a certificate"
-        self._stream.secure(certificates.context, self.thread.now)
-
-    def _greet(self, spoke_first: bool) -> None:
-        if spoke_first:
-            self._send_away(reply.OUT_OF_TURN)
-            return
-        if question := self.server.policy.current.client_question(self.client_ip):
-            self.server.lookups.prepare(question)  # answered, mostly, at the first RCPT
-        self._send()
-
-    def _send_away(self, farewell: Reply) -> None:
-        """Say `farewell` in place of the greeting."""
-        self.session.take_output()
-        self.end(farewell)
-
-    def _count(self) -> Reply | None:
-        """Count the connection as one of its client's address; why it is one too many, if so.
-
-        Others may have come since `refusal_of` was asked, in other processes.
-        """
-        self._uncount()
-        if not self.server.counts(self.client_ip):
-            return None
-        self._counted_as = self.client_ip
-        return self.server.crowd_refusal(self.client_ip, self.server.crowd.enter(self.client_ip))
-
-    def _uncount(self) -> None:
-        if self._counted_as:
-            self.server.crowd.leave(self._counted_as)
-            self._counted_as = ""
-
-    # What epoll, the store and the clock tell
-
-    def readable(self) -> None:
-        """The socket has input, or the client has gone."""
-        if self._suspended:
-            # What the client sends stays in the socket, which holds it back. Most clients send
-            # nothing now, so the epoll is told only when one does.
-            self.thread.watch(self, 0)
-            return
-        data = self._stream.receive()
-        if data is None:
-            return
-        if not data:
-            self.close()
-        elif not self._lingering:
-            if self._header is not None:
-                self._read_header(data)
-            else:
-                self._hear(data)
+        super().__init__(request, client_address, server)
 
     @property
     def _suspended(self) -> bool:
-        """Whether the client has to wait for something to be done before it is heard again."""
         return self._job is not None or self._waiting is not None or self._paused
-
-    def _hear(self, octets: bytes) -> None:
-        """Give the session what the client says."""
-        shaking_hands = self._stream.shaking_hands
-        try:
-            said = self._stream.decrypt(octets)
-        except TLSError as error:
-            self._tls_failed(error)
-            return
-        if said is None:
-            self.close()
-        elif shaking_hands:
-            self._shake_hands(said)
-        elif said:
-            self._execute(said)
-
-    def _shake_hands(self, said: bytes) -> None:
-        greeted = self.session.waiting  # it said STARTTLS
-        if self._stream.shaking_hands:
-            self._send()
-            return
-        self.session.secured(self._stream.tls)
-        self.since = self.thread.now
-        if not greeted:
-            self._greet(bool(said))
-        elif said:
-            self._execute(said)
-        else:
-            self._send()
-
-    def _tls_failed(self, error: TLSError) -> None:
-        if isinstance(error, NotTLSError) and not self.session.waiting:
-            self._stream.in_the_clear()
-            self._send_away(reply.NOT_TLS)
-            return
-        with suppress(OSError, TLSError):
-            self._stream.send(b"", False, self.thread.now)  # an alert that says why
-        self._drop(f"TLS: {error}")
 
     def _execute(self, said: bytes) -> None:
         session = self.session
@@ -260,27 +67,10 @@ class Connection:
             session.no_room = self.thread.overfull
         event = session.receive(said)
         if session.state >= State.CHUNKS:
-            self.since = self.thread.now
-            if not self._window:
-                self._window, self._octets = self.thread.now, 0
-            self._octets += len(said)
-            self._hold(session.buffered)
-            if self.thread.overfull and self._held:
-                session.drop_message()
-                self._hold(session.buffered)
+            self._incoming(len(said))
         elif self._window:
             self._window = 0.0
         self._go_on(event)
-
-    def _hold(self, octets: int) -> None:
-        """Count what is buffered of it."""
-        if octets != self._held:
-            self.thread.hold(octets - self._held, self.server.limits.max_memory)
-            self._held = octets
-
-    def writable(self) -> None:
-        """The client reads again."""
-        self._send()
 
     def finished(self, job: Job) -> None:
         """The store is done with this connection's message; called in its own thread."""
@@ -303,7 +93,6 @@ class Connection:
 
     def check_time(self, now: float) -> None:
         """Close the session if it has outlived one of its limits. now: monotonic seconds."""
-        limits = self.server.limits
         if self._job is not None:
             if now - self._job.submitted > GIVE_UP_AFTER:
                 job, self._job = self._job, None
@@ -312,30 +101,8 @@ class Connection:
         elif self._waiting is not None:
             if now - self._waiting.since > PATIENCE:
                 self._give_up(self._waiting)
-        elif self._lingering:
-            if now - self.since > LINGER:
-                self.close()
-        elif self._header is not None:
-            if now - self.began > PROXY_WITHIN:
-                self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s")
-        elif self._stream.unsent:
-            if now - self._stream.unsent_since > READ_WITHIN:
-                self._drop(f"its replies were not read within {READ_WITHIN:g} s")
-        elif self._stream.shaking_hands:
-            if now - self._stream.secured_since > HANDSHAKE_WITHIN:
-                self._drop(f"TLS: no handshake within {HANDSHAKE_WITHIN:g} s")
-        elif now - self.since > limits.timeout:
-            self.end(reply.TIMED_OUT)
-        elif now - self.began > limits.session_timeout:
-            self.end(reply.SESSION_TOO_LONG)
-        elif self._window and now - self._window >= RATE_WINDOW:
-            self._check_rate(now)
-
-    def _check_rate(self, now: float) -> None:
-        """Whether enough of the message has come since the last look."""
-        if self._octets < self.server.limits.min_data_rate * (now - self._window):
-            self.end(reply.TOO_SLOW)
-        self._window, self._octets = now, 0
+        else:
+            super().check_time(now)
 
     def leave(self, how: Leave) -> None:
         """The server stops: say so. A message past its final dot still gets its own answer."""
@@ -346,48 +113,24 @@ class Connection:
 
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""
-        # An answer that still comes would stand behind the farewell.
-        self._job = self._waiting = None
-        self._paused = False
-        if self._header is not None or self._stream.shaking_hands:
-            self._drop(str(farewell))  # nothing can be said that would be understood
-        elif self.session.farewell is None:
-            self.session.close(farewell)
-            self._send()
-
-    def _drop(self, reason: str) -> None:
-        """Close without a word, but in the mail log."""
-        self.thread.maillog.dropped(self.client_ip, self.session.helo, reason, self._stream.tls)
-        self.close()
-
-    def describe(self, now: float) -> str:
-        """One line on what it does, for the log. now: monotonic seconds."""
-        doing = self.session.state.name
-        if self._job is not None:
-            doing = f"storing {self._job.message.id}"
-        elif self._waiting is not None:
-            doing = f"looking up {ascii(self._waiting.question.about)}"
-        elif self._header is not None:
-            doing = "waiting for the header of a proxy"
-        elif self._stream.unsent:
-            doing = f"not reading {len(self._stream.unsent)} octets of replies"
-        elif self._stream.shaking_hands:
-            doing = "shaking hands for TLS"
-        elif self._lingering:
-            doing = "closing"
-        return (
-            f"client {self.client_ip} helo {ascii(self.session.helo)} {doing},"
-            f" for {now - self.began:.0f} s, silent for {now - self.since:.0f} s"
-        )
+        self._wait_no_more()  # an answer that still comes would stand behind the farewell
+        super().end(farewell)
 
     def close(self) -> None:
         """Close the socket at once."""
-        if self.thread.forget(self):
-            self._job = self._waiting = None
-            self._paused = False
-            self._uncount()
-            self._hold(0)
-            self.server.close_request(self.socket)
+        self._wait_no_more()
+        super().close()
+
+    def _wait_no_more(self) -> None:
+        self._job = self._waiting = None
+        self._paused = False
+
+    def _doing(self) -> str:
+        if self._job is not None:
+            return f"storing {self._job.message.id}"
+        if self._waiting is not None:
+            return f"looking up {ascii(self._waiting.question.about)}"
+        return super()._doing()
 
     def _go_on(self, event: Event | None) -> None:
         """Deal with what the session asks until it needs more input or an answer from elsewhere."""
@@ -500,41 +243,3 @@ class Connection:
             maillog.message(message, decision, delay)
         if message.envelope.discarded and decision.positive:
             maillog.discarded(message, decision, delay)
-
-    def _send(self) -> None:
-        # Before TLS is active nothing is said; what is sent then is part of the handshake.
-        output = b"" if self._stream.shaking_hands else self.session.take_output()
-        if output:
-            # A reply, and no single octet more, gives the client a new deadline.
-            self.since = self.thread.now
-        farewell = self.session.farewell
-        try:
-            done = self._stream.send(output, farewell is not None, self.thread.now)
-        except (OSError, TLSError):
-            self.close()
-            return
-        if self._held or not done:
-            self._hold(self.session.buffered + len(self._stream.unsent))
-        if not done:
-            self.thread.watch(self, EPOLLOUT)
-        elif farewell is not None:
-            self._say_goodbye(farewell)
-        elif not self._suspended or self.interest == EPOLLOUT:
-            self.thread.watch(self, EPOLLIN)
-
-    def _say_goodbye(self, farewell: Reply) -> None:
-        if farewell is reply.BYE:
-            self.close()  # the client asked for it and sends nothing more
-        elif not self._lingering:
-            if not self._told:
-                self.thread.maillog.closed(
-                    self.client_ip, self.session.helo, farewell, self._stream.tls
-                )
-            # Closing with unread input would reset the connection, and the reply with it.
-            self._lingering = True
-            self.since = self.thread.now
-            self.thread.watch(self, EPOLLIN)
-            try:
-                self.socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.close()

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from gsmtpd.policy.lookups import Lookups
-from gsmtpd.server.connection import Leave
+from gsmtpd.server.client import Leave
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.server.stdio import StdioClient
 from gsmtpd.server.tcp import SMTPServer

@@ -23,7 +23,8 @@ from gsmtpd.server.overload import Overloads
 from gsmtpd.smtp import reply
 
 if TYPE_CHECKING:
-    from gsmtpd.server.connection import Connection, Leave
+    from gsmtpd.server.client import Client, Leave
+    from gsmtpd.server.connection import Connection
     from gsmtpd.server.tcp import SMTPServer
     from gsmtpd.storage.writer import Job
 
@@ -55,7 +56,7 @@ class SMTPThread(threading.Thread):
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
         self._inbox: deque[Job | Callable[[], None]] = deque()
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, Client] = {}
         self._servers: list[SMTPServer] = []
         self._listeners: dict[int, SMTPServer] = {}  # those of them that are accepted for
         self._paused: dict[int, float] = {}  # listener → when to accept again
@@ -73,7 +74,7 @@ class SMTPThread(threading.Thread):
         self._inbox.append(function)
         self.wake()
 
-    def call_for(self, connection: Connection, function: Callable[[], None]) -> None:
+    def call_for(self, connection: Client, function: Callable[[], None]) -> None:
         """Have `function` called in this thread, soon; its fault ends that session alone."""
 
         def guarded() -> None:
@@ -99,7 +100,7 @@ class SMTPThread(threading.Thread):
     def __len__(self) -> int:
         return len(self._connections)
 
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[Client]:
         """The connections it runs now."""
         return list(self._connections.values())
 
@@ -146,13 +147,13 @@ class SMTPThread(threading.Thread):
             lasts = partial(getattr, self, "overfull")
             self.overloads.enter(Overload.MEMORY, lasts, message, self._held)
 
-    def adopt(self, connection: Connection) -> None:
+    def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
         self._connections[connection.socket.fileno()] = connection
         self.counters[Counter.CLIENTS] = len(self._connections)
         self.watch(connection, EPOLLIN)
 
-    def forget(self, connection: Connection) -> bool:
+    def forget(self, connection: Client) -> bool:
         """Stop running `connection`, whose socket the caller closes; False if it was forgotten."""
         fd = connection.socket.fileno()
         if self._connections.get(fd) is not connection:
@@ -162,7 +163,7 @@ class SMTPThread(threading.Thread):
         self.counters[Counter.CLIENTS] = len(self._connections)
         return True
 
-    def watch(self, connection: Connection, interest: int) -> None:
+    def watch(self, connection: Client, interest: int) -> None:
         """Have `connection` told of `interest` (EPOLLIN or EPOLLOUT; 0: of nothing)."""
         if connection.interest == interest:
             return
@@ -256,7 +257,7 @@ class SMTPThread(threading.Thread):
                 self._accept(fd)  # another process may have died with the wake-up for a client
         self.overloads.look()
 
-    def _fault(self, connection: Connection) -> None:
+    def _fault(self, connection: Client) -> None:
         """A fault of ours: the client hears 451 and may come again."""
         _log.exception("fault in the session of %s", connection.client_ip)
         try:
@@ -316,7 +317,7 @@ class SMTPThreadPool:
         for thread in self._threads:
             thread.call(partial(thread.leave, how))
 
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[Client]:
         """The connections that are open."""
         return [connection for thread in self._threads for connection in thread.connections()]
 

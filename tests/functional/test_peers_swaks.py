@@ -179,7 +179,7 @@ def test_xclient(site: Site) -> None:
     assert "XCLIENT " in done.said
     assert site.last("ip_addr, helo") == ("203.0.113.8", "told by xclient")
     front = rows(table_of(site.server))[-1].front
-    assert b"Received: from told by xclient (unknown [203.0.113.8])\r\n" in front
+    assert b"Received: from told?by?xclient (client.example.net [203.0.113.8])\r\n" in front
 
 
 @pytest.mark.parametrize("order", ["--tls", "--xclient-before-starttls"])

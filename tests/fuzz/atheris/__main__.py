@@ -25,6 +25,8 @@ MORE = {"header": [MESSAGES], "body": [MESSAGES]}
 def main() -> None:
     """Fuzz until the time is over or something fails, which ends with another exit code than 0."""
     name, seconds, directory, *options = sys.argv[1:]
+    if name not in TARGETS:
+        sys.exit(f"there is no target {name}, but {', '.join(TARGETS)}")
     found = Path(directory, name)
     found.mkdir(parents=True, exist_ok=True)
     arguments = [

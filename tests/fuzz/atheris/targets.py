@@ -149,7 +149,7 @@ def _proxy(data: bytes) -> ProxyHeader | ProxyError | None:
 
 
 def hello(data: bytes) -> None:
-    """What begins as TLS does, in pieces of as many octets as the first says; 0: at once."""
+    """What begins as TLS does, in pieces of as many octets as the first says; 255: at once."""
     stream = TLSStream(_certificates().context)
     try:
         for piece in _cut(data[1:], data[0] if data else 0):
@@ -206,9 +206,9 @@ class _Conversation:
         self._log = MailLog(_check_log, recent=_check_records)
 
     def hold(self, stream: bytes, size: int) -> None:
-        """Send `stream` in pieces of `size` octets; 0: at once."""
+        """Send `stream` in pieces of `size` octets; 0: line by line; 255: at once."""
         self._check_replies()
-        for piece in _cut(stream, size):
+        for piece in stream.splitlines(True) if size == 0 else _cut(stream, size):
             self._answer(self._session.receive(piece))
             self._check_replies()
             if self._drops:
@@ -283,7 +283,7 @@ class _Conversation:
 
 
 def _cut(stream: bytes, size: int) -> Iterator[bytes]:
-    size = size or max(1, len(stream))
+    size = size if 0 < size < 255 else max(1, len(stream))
     for start in range(0, len(stream), size):
         yield stream[start : start + size]
 
