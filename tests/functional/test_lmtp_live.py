@@ -79,7 +79,7 @@ def test_a_reply_and_a_row_for_each(server: Gsmtpd) -> None:
 def test_whose_mail_is_thrown_away_hears_250_as_well() -> None:
     settings = {
         "listen": {"mx": {"protocol": "lmtp"}},
-        "recipients": {"known": "b@example.com", "unknown": "discard"},
+        "recipients": {"accept": "b@example.com", "unknown": "discard"},
     }
     with Gsmtpd(settings) as server, LMTPClient(server) as client:
         assert client.begin_for("nobody@example.com", "b@example.com") == [250, 250]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +18,7 @@ import pytest
 from tests.accounting import Address, Client, count, table_of, with_token
 from tests.certificates import Authority
 from tests.peers import TLSClient
-from tests.servers import Gsmtpd, free_port, tls_section, wait_for
+from tests.servers import Gsmtpd, environment, free_port, tls_section, wait_for
 
 NAME = "mx.example.com"
 
@@ -269,3 +272,42 @@ def test_a_stop_over_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
         # What could be said to this one would not be understood.
         assert said_until_closed(shaking_hands) == b""
         wait_for(lambda: not server.running)
+
+
+# --- one process for each client ------------------------------------------------------------------
+
+
+def test_under_inetd_the_first_listener_says_how_it_is_spoken(site: Site) -> None:
+    """It is not bound, and the second one means nothing."""
+    settings = {
+        "tls": tls_section(*site.ca.pair(NAME, file="inetd")),
+        "listen": {
+            "mx": {"protocol": "lmtp", "tls": "starttls", "chunking": "no"},
+            "other": {"address": f"127.0.0.1:{free_port()}", "xclient_from": "127.0.0.1"},
+        },
+    }
+    never_started = Gsmtpd(settings)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.closing(never_started):
+        program = [sys.executable, "-m", "gsmtpd", "--inetd", "-c", str(never_started.conf)]
+        process = subprocess.Popen(program, stdin=theirs, stdout=theirs, env=environment())
+        theirs.close()
+        ours.settimeout(60)
+        plain = ours.makefile("rb")
+        assert plain.readline() == b"220 mx.example.com LMTP gsmtpd\r\n"
+        ours.sendall(b"LHLO x\r\nSTARTTLS\r\n")
+        said = b""
+        while not said.startswith(b"220 "):
+            said = plain.readline()
+            assert b"CHUNKING" not in said
+            assert b"XCLIENT" not in said
+        with site.ca.client().wrap_socket(ours, server_hostname=NAME) as client:
+            client.sendall(b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n")
+            said = b""
+            while not said.endswith(b"<CR><LF>.<CR><LF>\r\n"):
+                said += client.recv(65536)
+            client.sendall(b"text\r\n.\r\nQUIT\r\n")
+            said = said_until_closed(client)
+        assert said.startswith(b"250 2.0.0 OK: queued as ")
+        assert process.wait(60) == 0
+        assert table_of(never_started).query("SELECT is_tls FROM new_mail") == [(1,)]

@@ -22,6 +22,8 @@ SMALL = Rules(
     HOST_NAME, max_size=300, max_recipients=3, max_messages=3, max_errors=8, max_commands=9
 )
 STRICT = Rules(HOST_NAME, max_size=300, max_messages=3, reject_bare_newline=True)
+OTHERWISE = Rules(HOST_NAME, max_size=300, max_recipients=3, lmtp=True, starttls=True)
+GUARDED = Rules(HOST_NAME, max_size=300, starttls=True, require_tls=True, chunking=False)
 ROOMY = Rules(HOST_NAME, max_size=1000, max_errors=1000, max_commands=1000)
 
 COMMANDS = [
@@ -33,6 +35,9 @@ COMMANDS = [
     b"RCPT TO:<\xff@example.com>", b"DATA", b"DATA", b"DATA ", b"data \t", b"DATA x", b"RSET",
     b"NOOP", b"NOOP " + b"x" * 505, b"NOOP " + b"x" * 506, b"HELP", b"VRFY a", b"VRFY",
     b"EXPN a",
+    b"LHLO a", b"LHLO", b"STARTTLS", b"STARTTLS x", b"XCLIENT ADDR=192.0.2.1", b"XCLIENT",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2", b"MAIL FROM:<> BODY=BINARYMIME", b"BDAT 0",
+    b"BDAT 4 LAST", b"BDAT 9", b"BDAT 301", b"bdat 302 last", b"BDAT 0 LAST", b"BDAT", b"BDAT -1",
     b"QUIT", b"QUIT x", b"", b" ", b"FOO", b"x" * 513, b"NOOP\rNOOP", b"NOOP\nNOOP",
 ]  # fmt: skip
 FRAGMENTS = [
@@ -49,13 +54,23 @@ transactions = st.builds(
     st.sampled_from([b"RCPT TO:<u@example.com>\r\n" * n for n in (0, 1, 2, 4)]),
     bodies,
 )
+in_chunks = st.builds(
+    lambda rcpts, chunks: (
+        b"RSET\r\nMAIL FROM:<>\r\n"
+        + rcpts
+        + b"".join(b"BDAT %d\r\n%s" % (len(chunk), chunk) for chunk in chunks)
+        + b"BDAT 0 LAST\r\n"
+    ),
+    st.sampled_from([b"RCPT TO:<u@example.com>\r\n" * n for n in (0, 1, 2)]),
+    st.lists(st.one_of(fragments, st.binary(max_size=60)), max_size=4),
+)
 streams = st.builds(
     lambda start, rest: start + b"".join(rest),
-    st.sampled_from([b"", b"HELO a\r\n", b"EHLO a\r\n"]),
-    st.lists(st.one_of(lines, lines, transactions, bodies, fragments), max_size=14),
+    st.sampled_from([b"", b"HELO a\r\n", b"EHLO a\r\n", b"LHLO a\r\n"]),
+    st.lists(st.one_of(lines, lines, transactions, bodies, fragments, in_chunks), max_size=14),
 )
-# What may be DATA or QUIT.
-TURN = re.compile(rb"(?i)(?:DATA|QUIT)[^\n]*\r\n")
+# What may be DATA, QUIT or STARTTLS.
+TURN = re.compile(rb"(?i)(?:DATA|QUIT|STARTTLS)[^\n]*\r\n")
 
 
 class Outcome(NamedTuple):
@@ -103,7 +118,7 @@ def talk_late(rules: Rules, stream: list[bytes], size: int) -> Outcome:
     return outcome(client)
 
 
-rules = st.sampled_from([SMALL, STRICT])
+rules = st.sampled_from([SMALL, STRICT, OTHERWISE, GUARDED])
 
 
 @settings(max_examples=200, deadline=None)

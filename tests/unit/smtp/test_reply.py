@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply, queued
+from tests.servers import ROOT
 
 CANNED = {name: value for name, value in vars(reply).items() if isinstance(value, Reply)}
 LINE = re.compile(rb"[2-5][0-5][0-9][ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} )?[\x20-\x7e]+")
@@ -82,8 +83,18 @@ def test_every_canned_reply_stands_once() -> None:
     assert len({str(canned) for canned in CANNED.values()}) == len(CANNED)
 
 
+@pytest.mark.parametrize("name", CANNED)
+def test_the_document_has_each_of_them(name: str) -> None:
+    canned = CANNED[name]
+    code = " ".join(filter(None, (str(canned.code), canned.enhanced)))
+    assert code in (ROOT / "docs/protocol.md").read_text("utf-8")
+
+
 def test_trouble_of_ours_is_never_permanent() -> None:
-    ours = ["STORAGE_TROUBLE", "NO_SPACE", "INTERNAL_ERROR", "SHUTTING_DOWN", "TOO_MANY_CLIENTS"]
+    ours = [
+        *("STORAGE_TROUBLE", "NO_SPACE", "NO_MEMORY", "INTERNAL_ERROR", "SHUTTING_DOWN"),
+        *("TOO_MANY_CLIENTS", "UNAVAILABLE"),
+    ]
     assert {CANNED[name].code // 100 for name in ours} == {4}
 
 
