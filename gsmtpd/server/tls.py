@@ -197,7 +197,8 @@ class TLSStream:
         try:
             if not self.description:
                 self._shake_hands(self._object)
-            while not self.ended:
+            # Where nothing is left, OpenSSL would only raise that it wants more.
+            while self._incoming.pending and not self.ended:
                 piece = self._object.read(_MAX_RECORD)
                 self.ended = not piece
                 plain.append(piece)
@@ -284,6 +285,7 @@ def _number(octets: bytes, position: int) -> int:
 def _set_up(context: ssl.SSLContext, pair: Pair) -> ssl.SSLContext:
     # The ciphers are those that the system's OpenSSL takes: who is refused sends in plain text.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 1  # a mail server comes back with one connection at a time
     context.options |= (
         ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     )

@@ -7,9 +7,10 @@ import os
 import resource
 import signal
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +21,7 @@ MIB = 2**20
 FLOODER, GOOD = "127.0.0.2", "127.0.0.3"
 PER_IP = 10
 CROWDED = "421 4.7.0 "
+RESET = struct.pack("ii", 1, 0)  # linger for no time, see socket(7)
 MOST_CPU = 0.2  # of one CPU, while there is no descriptor left
 BACK = 10.0  # seconds; the goal is 2, and what was measured is printed
 
@@ -119,22 +121,42 @@ def test_allowed_clients_may_have_as_many_as_they_like() -> None:
             assert first_word(client).code == 220
 
 
-def test_behind_a_balancer_its_clients_are_counted_and_not_itself() -> None:
+def by_proxy(address: Address, client: str) -> Client:
+    """A connection of `client` through a balancer that speaks the PROXY protocol."""
+    balancer = Client(address)
+    balancer.send(b"PROXY TCP4 %s 192.0.2.1 55555 25\r\n" % client.encode())
+    return balancer
+
+
+def by_xclient(address: Address, client: str) -> Client:
+    """A connection through a proxy that has spoken for somebody else before."""
+    proxy = Client(address).hello()
+    assert proxy.command("XCLIENT ADDR=198.51.100.99").code == 220
+    proxy.send(b"XCLIENT ADDR=%s\r\n" % client.encode())
+    return proxy
+
+
+@pytest.mark.parametrize("connect", [by_proxy, by_xclient])
+def test_behind_a_proxy_its_clients_are_counted_and_not_itself(
+    connect: Callable[[Address, str], Client],
+) -> None:
     inside = ("127.0.0.1", free_port())
-    listener = {"address": f"{inside[0]}:{inside[1]}", "proxy_from": "127.0.0.0/8"}
+    whom = "proxy_from" if connect is by_proxy else "xclient_from"
+    listener = {"address": f"{inside[0]}:{inside[1]}", whom: "127.0.0.0/8"}
     settings = {"limits": {"max_clients_per_ip": PER_IP}, "listen": {"inside": listener}}
-    with Gsmtpd(settings), contextlib.ExitStack() as stack:
+    with Gsmtpd(settings) as server:
+        for _ in range(2):  # who has left is not counted
+            with contextlib.ExitStack() as stack:
 
-        def proxied(client: str) -> Reply:
-            balancer = stack.enter_context(Client(inside))
-            balancer.send(b"PROXY TCP4 %s 192.0.2.1 55555 25\r\n" % client.encode())
-            return balancer.reply()
+                def enter(client: str) -> Reply:
+                    return first_word(stack.enter_context(connect(inside, client)))  # noqa: B023
 
-        for number in range(PER_IP):
-            assert proxied("203.0.113.1").code == 220, number
-        assert proxied("203.0.113.1").text.startswith(CROWDED)
-        for number in range(2 * PER_IP):
-            assert proxied(f"203.0.113.{2 + number}").code == 220, number
+                for number in range(PER_IP):
+                    assert enter("203.0.113.1").code == 220, number
+                assert enter("203.0.113.1").text.startswith(CROWDED)
+                for number in range(PER_IP - 1):
+                    assert enter(f"203.0.113.{2 + number}").code == 220, number
+            wait_for(lambda: server.status()["clients"] == 0)
 
 
 def test_a_flood_of_new_connections_from_one_address_delays_nobody_else() -> None:
@@ -146,13 +168,15 @@ def test_a_flood_of_new_connections_from_one_address_delays_nobody_else() -> Non
     def flood(number: int) -> None:
         while not over.is_set():
             with contextlib.suppress(OSError, Gone), From(server.address, FLOODER) as client:
-                client.socket.settimeout(5)
-                client.reply()
+                if tries[number] % 2:  # reset at once, and hang up for good in turn
+                    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                else:
+                    client.socket.settimeout(5)
+                    client.reply()
                 tries[number] += 1
 
     with Gsmtpd(settings) as server, contextlib.ExitStack() as stack:
-        for _ in range(PER_IP):
-            stack.enter_context(let_in(server.address, FLOODER))
+        inside = [stack.enter_context(let_in(server.address, FLOODER)) for _ in range(PER_IP)]
         flooders = [
             threading.Thread(target=flood, args=[number], daemon=True)
             for number in range(len(tries))
@@ -175,6 +199,13 @@ def test_a_flood_of_new_connections_from_one_address_delays_nobody_else() -> Non
         assert slowest < 5
         log = server.log.read_text()
         assert log.count("max_clients_per_ip") <= 4
+        # Nobody is counted who has left, in whatever way.
+        for client in inside:
+            client.close()
+        wait_for(lambda: server.status()["clients"] == 0)
+        for _ in range(PER_IP):
+            client = stack.enter_context(From(server.address, FLOODER))
+            assert first_word(client).code == 220
 
 
 # --- many at a time -------------------------------------------------------------------------------
