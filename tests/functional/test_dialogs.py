@@ -182,3 +182,18 @@ def test_a_server_that_stops_says_so_at_the_next_command() -> None:
         # Clients that say nothing are told after 2 s.
         assert time.monotonic() - began < 1.5
         assert client.rest() == b""
+
+
+def test_a_fault_of_ours_is_4xx_and_costs_nobody_else() -> None:
+    broken = "import gsmtpd.smtp.session as s; s._COMMANDS[b'VRFY'] = lambda *_: 1 / 0"
+    with (
+        Gsmtpd({"store": {"backend": "null"}}, before=broken) as server,
+        closing(LiveClient(server.address)) as other,
+        closing(LiveClient(server.address)) as client,
+    ):
+        assert client.lines(1) == other.lines(1) == [GREETING.decode().strip()]
+        client.socket.sendall(b"HELO client.example.org\r\nVRFY u\r\nNOOP\r\n")
+        assert client.rest().endswith(b"451 4.3.0 Internal error: try again later\r\n")
+        other.socket.sendall(b"NOOP\r\n")
+        assert other.lines(1) == ["250 2.0.0 Ok"]
+        assert "ZeroDivisionError" in server.log.read_text()

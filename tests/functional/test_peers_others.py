@@ -32,12 +32,13 @@ class Site(NamedTuple):
     tls: Address
     lmtp: Address
     proxied: Address
+    proxied_tls: Address
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ca = Authority(tmp_path_factory.mktemp("ca"))
-    tls, lmtp, proxied = (("127.0.0.1", free_port()) for _ in range(3))
+    tls, lmtp, proxied, both = (("127.0.0.1", free_port()) for _ in range(4))
 
     def listener(address: Address, **keys: str) -> dict[str, str]:
         return {"address": f"{address[0]}:{address[1]}"} | keys
@@ -51,10 +52,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "mxs": listener(tls, tls="implicit"),
             "inside": listener(lmtp, protocol="lmtp", tls="starttls"),
             "balanced": listener(proxied, proxy_from="127.0.0.1"),
+            "both": listener(both, proxy_from="127.0.0.1", tls="implicit"),
         },
     }
     with Gsmtpd(settings) as server:
-        yield Site(server, ca, tls, lmtp, proxied)
+        yield Site(server, ca, tls, lmtp, proxied, both)
 
 
 # --- OpenSSL --------------------------------------------------------------------------------------
@@ -197,6 +199,21 @@ def test_the_client_behind_haproxy(site: Site, how: str) -> None:
     query = "SELECT ip_addr FROM new_mail ORDER BY mail_id DESC LIMIT 1"
     assert table_of(site.server).query(query) == [("127.0.0.5",)]
     assert b"(unknown [127.0.0.5])" in rows(table_of(site.server))[-1].front
+
+
+def test_tls_behind_haproxy(site: Site) -> None:
+    """The header travels in the clear, in front of what TLS makes of the rest."""
+    with HAProxy(site.proxied_tls, "send-proxy-v2") as balancer:
+        port = balancer.port
+        done = curl(
+            f"smtps://{NAME}:{port}/client.example",
+            MAIL,
+            *("--resolve", f"{NAME}:{port}:127.0.0.1", "--cacert", site.ca.file),
+            *("--interface", "127.0.0.6", "--mail-rcpt", "b@example.com"),
+        )
+        done.check()
+    query = "SELECT ip_addr, is_tls FROM new_mail ORDER BY mail_id DESC LIMIT 1"
+    assert table_of(site.server).query(query) == [("127.0.0.6", 1)]
 
 
 def test_the_checks_of_haproxy(site: Site) -> None:
