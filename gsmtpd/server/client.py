@@ -45,12 +45,15 @@ def ip_of(client_address: tuple[str, int]) -> str:
 class Client(ABC):
     """One client; see Connection for its attributes."""
 
+    _awaited: object  # what has to be done before it is heard again; None: nothing
+
     __slots__ = (
         "_counted_as",
         "_header",
         "_held",
         "_lingering",
         "_octets",
+        "_plain",
         "_stream",
         "_told",
         "_window",
@@ -75,6 +78,7 @@ class Client(ABC):
         self._lingering = False
         self._told = False  # the mail log has a line of the refusal that ended the session
         self._header: bytes | None = None  # what has come of a proxy's, while it is not whole
+        self._plain = False  # nothing stands between what comes and the session
         self._counted_as = ""  # the address that is counted for max_clients_per_ip
         self._held = 0  # octets that are counted for max_memory
         self._octets = 0  # of a message that have come since _window, monotonic seconds
@@ -96,11 +100,6 @@ class Client(ABC):
     @abstractmethod
     def leave(self, how: Leave) -> None:
         """The server stops: say so. A message past its final dot still gets its own answer."""
-
-    @property
-    @abstractmethod
-    def _suspended(self) -> bool:
-        """Whether the client has to wait for something to be done before it is heard again."""
 
     # Before the greeting
 
@@ -136,12 +135,14 @@ class Client(ABC):
             if early:
                 self._hear(early)
         else:
+            self._plain = True
             self._greet(bool(early) or self._stream.spoke_first())
 
     def _secure(self) -> None:
         certificates = self.server.manner.certificates
         assert certificates is not None, "a server that offers TLS has a certificate"
         self._stream.secure(certificates.context, self.thread.now)
+        self._plain = False
 
     def _greet(self, spoke_first: bool) -> None:
         if spoke_first:
@@ -176,7 +177,7 @@ class Client(ABC):
 
     def readable(self) -> None:
         """The socket has input, or the client has gone."""
-        if self._suspended:
+        if self._awaited is not None:
             # What the client sends stays in the socket, which holds it back. Most clients send
             # nothing now, so the epoll is told only when one does.
             self.thread.watch(self, 0)
@@ -186,11 +187,14 @@ class Client(ABC):
             return
         if not data:
             self.close()
-        elif not self._lingering:
-            if self._header is not None:
-                self._read_header(data)
-            else:
-                self._hear(data)
+        elif self._lingering:
+            pass
+        elif self._plain:
+            self._execute(data)
+        elif self._header is not None:
+            self._read_header(data)
+        else:
+            self._hear(data)
 
     def _hear(self, octets: bytes) -> None:
         """Give the session what the client says."""
@@ -271,7 +275,7 @@ class Client(ABC):
             self.thread.watch(self, EPOLLOUT)
         elif farewell is not None:
             self._say_goodbye(farewell)
-        elif not self._suspended or self.interest == EPOLLOUT:
+        elif self._awaited is None or self.interest == EPOLLOUT:
             self.thread.watch(self, EPOLLIN)
 
     def _say_goodbye(self, farewell: Reply) -> None:

@@ -47,19 +47,15 @@ class Connection(Client):
     since: when the client was last asked for something, in the thread's monotonic seconds.
     """
 
-    __slots__ = ("_job", "_paused", "_waiting")
+    __slots__ = ("_awaited",)
 
     def __init__(
         self, request: socket.socket, client_address: tuple[str, int], server: SMTPServer
     ) -> None:
-        self._job: Job | None = None
-        self._waiting: _Waiting | None = None
-        self._paused = False  # the session has more to carry out, and others have their turn
+        # What has to be done before the client is heard again: its message stored, an answer from
+        # elsewhere found, or others had their turn.
+        self._awaited: Job | _Waiting | Paused | None = None
         super().__init__(request, client_address, server)
-
-    @property
-    def _suspended(self) -> bool:
-        return self._job is not None or self._waiting is not None or self._paused
 
     def _execute(self, said: bytes) -> None:
         session = self.session
@@ -76,12 +72,12 @@ class Connection(Client):
         """The store is done with this connection's message; called in its own thread."""
         outcome = job.outcome
         self.thread.hold(-len(job.message.content), self.server.limits.max_memory)
-        if self._job is not job:
+        if self._awaited is not job:
             # Answered by the clock, or gone; what was stored meanwhile may come again.
             if outcome is Outcome.STORED:
                 self.thread.maillog.stored_unheard(job.message, self.thread.now - job.submitted)
             return
-        self._job = None
+        self._awaited = None
         assert outcome is not None
         if outcome is Outcome.STORED:
             event = self._answer_message(job.message, queued(job.message.id), job.submitted)
@@ -93,14 +89,15 @@ class Connection(Client):
 
     def check_time(self, now: float) -> None:
         """Close the session if it has outlived one of its limits. now: monotonic seconds."""
-        if self._job is not None:
-            if now - self._job.submitted > GIVE_UP_AFTER:
-                job, self._job = self._job, None
+        awaited = self._awaited
+        if isinstance(awaited, Job):
+            if now - awaited.submitted > GIVE_UP_AFTER:
+                self._awaited = None
                 trouble = reply.STORAGE_TROUBLE
-                self._go_on(self._answer_message(job.message, trouble, job.submitted))
-        elif self._waiting is not None:
-            if now - self._waiting.since > PATIENCE:
-                self._give_up(self._waiting)
+                self._go_on(self._answer_message(awaited.message, trouble, awaited.submitted))
+        elif isinstance(awaited, _Waiting):
+            if now - awaited.since > PATIENCE:
+                self._give_up(awaited)
         else:
             super().check_time(now)
 
@@ -108,59 +105,58 @@ class Connection(Client):
         """The server stops: say so. A message past its final dot still gets its own answer."""
         self.session.leaving = True
         now = how >= (Leave.IN_DATA if self.session.state >= State.CHUNKS else Leave.UNASKED)
-        if now and self._job is None and not self._lingering:
+        if now and not isinstance(self._awaited, Job) and not self._lingering:
             self.end(reply.SHUTTING_DOWN)
 
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""
-        self._wait_no_more()  # an answer that still comes would stand behind the farewell
+        self._awaited = None  # an answer that still comes would stand behind the farewell
         super().end(farewell)
 
     def close(self) -> None:
         """Close the socket at once."""
-        self._wait_no_more()
+        self._awaited = None
         super().close()
 
-    def _wait_no_more(self) -> None:
-        self._job = self._waiting = None
-        self._paused = False
-
     def _doing(self) -> str:
-        if self._job is not None:
-            return f"storing {self._job.message.id}"
-        if self._waiting is not None:
-            return f"looking up {ascii(self._waiting.question.about)}"
+        if isinstance(self._awaited, Job):
+            return f"storing {self._awaited.message.id}"
+        if isinstance(self._awaited, _Waiting):
+            return f"looking up {ascii(self._awaited.question.about)}"
         return super()._doing()
 
     def _go_on(self, event: Event | None) -> None:
         """Deal with what the session asks until it needs more input or an answer from elsewhere."""
         while event is not None:
-            if isinstance(event, MessageReceived):
+            if isinstance(event, RecipientAsked):
+                decision = self._decide(event, self.thread.now, self.server.lookups.answer)
+                if decision is None:
+                    break
+                event = self.session.answer(decision.reply, decision.mailboxes)
+            elif isinstance(event, MessageReceived):
                 event = self._take(event)
-                continue
-            if isinstance(event, Paused):
-                self._paused = True
-                self.thread.call_for(self, self._resume)
-                break
-            if isinstance(event, TLSAsked):
-                self._send()  # the 220 in the clear
-                self._secure()
-                break
-            if isinstance(event, ClientNamed):
+            elif isinstance(event, ClientNamed):
                 event = self.session.answer(self._become(event))
-                continue
-            decision = self._decide(event, self.thread.now, self.server.lookups.answer)
-            if decision is None:
+            else:
+                self._make_ready(event)
                 break
-            event = self.session.answer(decision.reply, decision.mailboxes)
         if self.session.refusals:
             self._log_refusals()
         self._send()
 
+    def _make_ready(self, event: TLSAsked | Paused) -> None:
+        """Begin what has to be over before the session goes on."""
+        if isinstance(event, TLSAsked):
+            self._send()  # the 220 in the clear
+            self._secure()
+        else:
+            self._awaited = event
+            self.thread.call_for(self, self._resume)
+
     def _resume(self) -> None:
         """Others have had their turn."""
-        if self._paused:
-            self._paused = False
+        if isinstance(self._awaited, Paused):
+            self._awaited = None
             self._go_on(self.session.resume())
 
     def _become(self, named: ClientNamed) -> Reply:
@@ -179,14 +175,14 @@ class Connection(Client):
         try:
             return decide(self.server.policy.current, asked.recipient, self.client_ip, ask)
         except Unanswered as unanswered:
-            waiting = self._waiting = _Waiting(asked, unanswered.question, since)
+            waiting = self._awaited = _Waiting(asked, unanswered.question, since)
         resume = partial(self.thread.call_for, self, partial(self._looked_up, waiting))
         self.server.lookups.look_up(waiting.question, resume)
         return None
 
     def _looked_up(self, waiting: _Waiting) -> None:
         """The answer is there; called in its own thread."""
-        if self._waiting is waiting:
+        if self._awaited is waiting:
             self._decide_again(waiting, partial(self.server.lookups.answer, since=waiting.since))
 
     def _give_up(self, waiting: _Waiting) -> None:
@@ -195,7 +191,7 @@ class Connection(Client):
         self._decide_again(waiting, self.server.lookups.known)
 
     def _decide_again(self, waiting: _Waiting, ask: Ask) -> None:
-        self._waiting = None
+        self._awaited = None
         decision = self._decide(waiting.asked, waiting.since, ask)
         if decision is not None:
             self._go_on(self.session.answer(decision.reply, decision.mailboxes))
@@ -215,10 +211,10 @@ class Connection(Client):
         )
         if server.writer is None or not event.envelope.recipients:
             return self._answer_message(message, queued(message.id), self.thread.now)
-        self._job = Job(message, self.thread, self, self.thread.now)
+        job = self._awaited = Job(message, self.thread, self, self.thread.now)
         # Until the store gives it back, whatever becomes of the client meanwhile.
         self.thread.hold(len(event.content), server.limits.max_memory)
-        server.writer.submit(self._job)
+        server.writer.submit(job)
         return None
 
     def _answer_message(
