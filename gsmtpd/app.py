@@ -21,11 +21,11 @@ from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.metrics import Counters
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
+from gsmtpd.server.certificates import Certificates
 from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
-from gsmtpd.server.tls import Certificates
 from gsmtpd.storage import mysql, mysql_schema, sqlite
 from gsmtpd.storage.base import Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store

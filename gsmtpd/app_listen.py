@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gsmtpd.config import Config, ListenerConfig
 from gsmtpd.policy.networks import NetworkSet
+from gsmtpd.server.certificates import Certificates, Pair
 from gsmtpd.server.terms import Limits, Manner
-from gsmtpd.server.tls import Certificates, Pair
 from gsmtpd.smtp.rules import Rules
 
 

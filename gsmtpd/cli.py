@@ -19,9 +19,9 @@ from gsmtpd.metrics import Counters
 from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.policy.lists import ListError
+from gsmtpd.server.certificates import CertificateError, Certificates
 from gsmtpd.server.listeners import Listener, ListenError, adopt_passed, open_listeners
 from gsmtpd.server.stdio import StdioClient, StdioError
-from gsmtpd.server.tls import CertificateError, Certificates
 from gsmtpd.smtp import reply
 from gsmtpd.storage.base import StoreError, StorePermissionError
 from gsmtpd.systemd import ActivationError, Notifier, passed_sockets

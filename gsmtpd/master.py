@@ -28,6 +28,7 @@ from gsmtpd.metrics import Counter, Overload
 from gsmtpd.policy.lists import ListError
 from gsmtpd.privileges import PrivilegeError, check_key
 from gsmtpd.recent import Recent
+from gsmtpd.server.certificates import CertificateError
 from gsmtpd.server.engine import STOP_WITHIN, stacks
 from gsmtpd.server.listeners import (
     Listener,
@@ -36,7 +37,6 @@ from gsmtpd.server.listeners import (
     open_listeners,
     take_leave,
 )
-from gsmtpd.server.tls import CertificateError
 from gsmtpd.signals import SignalQueue
 from gsmtpd.storage.base import StoreError
 from gsmtpd.systemd import Notifier

@@ -19,8 +19,8 @@ from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
+from gsmtpd.server.certificates import Certificates
 from gsmtpd.server.listeners import Listener
-from gsmtpd.server.tls import Certificates
 
 _log = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
 from gsmtpd.server.proxy import ProxyError, parse_proxy
-from gsmtpd.server.stream import Stream
+from gsmtpd.server.stream import COMMANDS, CONTENT, Stream
 from gsmtpd.server.terms import HANDSHAKE_WITHIN, PROXY_WITHIN, RATE_WINDOW, READ_WITHIN
 from gsmtpd.server.tls import NotTLSError, TLSError
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.session import Session
+from gsmtpd.smtp.states import State
 
 if TYPE_CHECKING:
     from gsmtpd.server.pool import SMTPThread
@@ -48,6 +49,7 @@ class Client(ABC):
     _awaited: object  # what has to be done before it is heard again; None: nothing
 
     __slots__ = (
+        "_closed",
         "_counted_as",
         "_header",
         "_held",
@@ -78,6 +80,7 @@ class Client(ABC):
         self._lingering = False
         self._told = False  # the mail log has a line of the refusal that ended the session
         self._header: bytes | None = None  # what has come of a proxy's, while it is not whole
+        self._closed = False
         self._plain = False  # nothing stands between what comes and the session
         self._counted_as = ""  # the address that is counted for max_clients_per_ip
         self._held = 0  # octets that are counted for max_memory
@@ -154,6 +157,8 @@ class Client(ABC):
 
     def _send_away(self, farewell: Reply) -> None:
         """Say `farewell` in place of the greeting."""
+        # Of too many connections there is a line for all of them.
+        self._told = farewell is reply.TOO_MANY_FROM_YOU
         self.session.take_output()
         self.end(farewell)
 
@@ -182,7 +187,10 @@ class Client(ABC):
             # nothing now, so the epoll is told only when one does.
             self.thread.watch(self, 0)
             return
-        data = self._stream.receive()
+        if not self._plain and not self._may_come_in():
+            return  # epoll tells of it again
+        in_commands = self.session.state < State.CHUNKS
+        data = self._stream.receive(COMMANDS if in_commands else CONTENT)
         if data is None:
             return
         if not data:
@@ -210,6 +218,14 @@ class Client(ABC):
             self._shake_hands(said)
         elif said:
             self._execute(said)
+        else:
+            self._send()  # TLS may have something to say by itself
+
+    def _may_come_in(self) -> bool:
+        """Whether a handshake may be begun, or gone on with, in this round of the thread."""
+        if self._header is None and not self._stream.shaking_hands:
+            return True
+        return self.thread.may_shake_hands()
 
     def _shake_hands(self, said: bytes) -> None:
         greeted = self.session.waiting  # it said STARTTLS
@@ -258,6 +274,8 @@ class Client(ABC):
         self._send()
 
     def _send(self) -> None:
+        if self._closed:
+            return
         # Before TLS is active nothing is said; what is sent then is part of the handshake.
         output = b"" if self._stream.shaking_hands else self.session.take_output()
         if output:
@@ -340,6 +358,7 @@ class Client(ABC):
 
     def close(self) -> None:
         """Close the socket at once."""
+        self._closed = True
         if self.thread.forget(self):
             self._uncount()
             self._hold(0)

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks at all deadlines
 MAX_EVENTS = 512  # of one epoll_wait
+HANDSHAKES_FOR = 0.05  # seconds of a round in which handshakes are begun or gone on with
+HANDSHAKES_AT_LEAST = 4  # of them in each round, however long it took
 NO_DESCRIPTORS_PAUSE = 0.5  # seconds without accept after EMFILE; a ready listener would spin
 
 
@@ -49,6 +51,7 @@ class SMTPThread(threading.Thread):
         self.maillog = maillog
         self.overloads = Overloads(counters)
         self.overfull = False
+        self._handshakes = 0  # in this round
         self._held = 0  # octets buffered by its sessions
         self.now = time.monotonic()
         self._next_sweep = self.now + SWEEP
@@ -135,6 +138,12 @@ class SMTPThread(threading.Thread):
         for connection in list(self._connections.values()):
             connection.leave(how)
 
+    def may_shake_hands(self) -> bool:
+        """Whether one handshake more fits into this round: they take the longest by far."""
+        self._handshakes += 1
+        few = self._handshakes <= HANDSHAKES_AT_LEAST
+        return few or time.monotonic() - self.now < HANDSHAKES_FOR
+
     def hold(self, octets: int, limit: int) -> None:
         """Its sessions buffer `octets` more, or less, where they may buffer `limit` in all."""
         self._held += octets
@@ -184,6 +193,7 @@ class SMTPThread(threading.Thread):
         while self._running:
             events = poll(max(0.0, self._next_sweep - self.now), MAX_EVENTS)
             self.now = time.monotonic()
+            self._handshakes = 0
             for fd, event in events:
                 connection = connections.get(fd)
                 if connection is not None:

@@ -7,7 +7,8 @@ import ssl
 
 from gsmtpd.server.tls import TLSStream
 
-RECEIVE = 65536  # octets of one recv
+CONTENT = 65536  # octets of one recv while a message comes in
+COMMANDS = 4096  # of one while commands do: what is more waits in the kernel
 # It saves the ioctl that would make each socket non-blocking. Plain numbers: the enum is slower.
 DONTWAIT = int(socket.MSG_DONTWAIT)
 _LOOK = DONTWAIT | int(socket.MSG_PEEK)
@@ -53,13 +54,13 @@ class Stream:
         except OSError:
             return False
 
-    def receive(self) -> bytes | None:
-        """What has come; None where nothing has, b"" where the client has gone.
+    def receive(self, most: int) -> bytes | None:
+        """What has come, up to `most` octets; None where nothing has, b"" where the client has gone.
 
         The client's octets as they are, see `decrypt`.
         """
         try:
-            return self.socket.recv(RECEIVE, DONTWAIT)
+            return self.socket.recv(most, DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:

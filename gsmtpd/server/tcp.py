@@ -191,6 +191,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
             message = "max_clients = %d reached: answering 421"
             most = self.limits.max_clients
             thread.overloads.enter(Overload.CLIENTS, self._full, message, most)
+        elif refusal is reply.CLIENT_DENIED:
+            self.pool.current().maillog.closed(ip, "", refusal)
         self._send_away(request, refusal)
         return False
 
@@ -212,7 +214,6 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         thread = self.pool.current()
         if self.policy.current.denies(ip):
             thread.counters[Counter.DENIED] += 1
-            thread.maillog.closed(ip, "", reply.CLIENT_DENIED)
             return reply.CLIENT_DENIED
         return self.crowd_refusal(ip, self.crowd.count(ip) + 1) if self.counts(ip) else None
 

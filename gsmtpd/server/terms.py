@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gsmtpd.policy.networks import NetworkSet
-from gsmtpd.server.tls import Certificates
+from gsmtpd.server.certificates import Certificates
 
 HANDSHAKE_WITHIN = 15.0  # seconds for the whole TLS handshake
 PROXY_WITHIN = 5.0  # seconds for the header of the PROXY protocol

@@ -142,7 +142,8 @@ class Mailing(Dialogue):
         self._data = None
         if isinstance(data, ChunkReader):
             if data.refusal is not None:
-                self._refuse(data.refusal, b"BDAT")
+                # A client may have sent further chunks before it heard that one was refused.
+                self._turn_away(data.refusal, b"BDAT")
                 return None
             if not data.last and not data.too_big:
                 # A chunk of nothing brings no mail nearer.

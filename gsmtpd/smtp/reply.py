@@ -78,7 +78,7 @@ BDAT_SYNTAX = Reply(501, "5.5.4", "Syntax: BDAT octets [LAST]; what follows cann
 XCLIENT_SYNTAX = Reply(501, "5.5.4", "Syntax: XCLIENT name=value...")
 
 # Legal, but not now
-HELO_FIRST = Reply(503, "5.5.1", "Say HELO or EHLO first")
+HELO_FIRST = Reply(503, "5.5.1", "Say hello first: EHLO, or LHLO with LMTP")
 MAIL_FIRST = Reply(503, "5.5.1", "Say MAIL first")
 RCPT_FIRST = Reply(503, "5.5.1", "No valid recipients: say RCPT first")
 NESTED_MAIL = Reply(503, "5.5.1", "A sender was given already")

@@ -175,7 +175,7 @@ class Session(Mailing):
                 return None
             may = MAX_LINE_WITH_PARAMETERS if line[:4].upper() in _WITH_PARAMETERS else MAX_LINE
             if length > may:
-                self._refuse(reply.LINE_TOO_LONG, line)
+                self._refuse_line(reply.LINE_TOO_LONG, line)
                 return None
         if self.leaving:
             self.close(reply.SHUTTING_DOWN)
@@ -190,15 +190,24 @@ class Session(Mailing):
             self._refuse(reply.TLS_FIRST, line)
             return None
         if b"\n" in argument or b"\r" in argument:
-            self._refuse(reply.BARE_NEWLINE_IN_COMMAND, line)
+            self._refuse_line(reply.BARE_NEWLINE_IN_COMMAND, line)
             return None
         return command(self, argument, more)
 
     def _unknown(self, line: bytes) -> None:
-        if b"\n" in line or b"\r" in line:
+        if line[:4].upper() == b"BDAT":
+            self.close(reply.BDAT_SYNTAX)
+        elif b"\n" in line or b"\r" in line:
             self._refuse(reply.BARE_NEWLINE_IN_COMMAND)
         else:
             self._refuse(reply.UNKNOWN_COMMAND if line.strip() else reply.EMPTY_LINE)
+
+    def _refuse_line(self, refusal: Reply, line: bytes) -> None:
+        """Refuse a line that cannot be read; one that others take for BDAT ends the session."""
+        if line[:4].upper() == b"BDAT":
+            self.close(reply.BDAT_SYNTAX)
+        else:
+            self._refuse(refusal, line)
 
 
 _PAUSED = Paused()

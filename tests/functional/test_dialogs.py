@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gsmtpd.server.tls import Pair
+from gsmtpd.server.certificates import Pair
 from tests.certificates import Authority
 from tests.dialogs import Dialog, Options, load, names, reply_lines
 from tests.servers import Gsmtpd, tls_section

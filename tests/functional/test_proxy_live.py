@@ -77,7 +77,7 @@ def mail_of(server: Behind, header: bytes) -> str:
 def test_the_client_is_the_one_in_the_header(server: Behind, header: Header, ip: str) -> None:
     assert mail_of(server, header(ip)) == ip
     assert f"{ip}])".encode() in rows(table_of(server))[-1].front
-    assert f"client={ip} " in server.log.read_text()
+    wait_for(lambda: f"client={ip} " in server.log.read_text())
 
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", V2_LOCAL])

@@ -73,9 +73,12 @@ def test_one_client_after_the_other(server: Gsmtpd) -> None:
     fronts = [row.front for row in rows(table_of(server))[before:]]
     assert b"from first (unknown [192.0.2.20])" in fronts[0]
     assert b"from second (unknown [192.0.2.21])" in fronts[1]
-    log = [shlex.split(line) for line in server.log.read_text().splitlines()]
-    clients = [field for line in log for field in line if field.startswith("client=192.0.2.2")]
-    assert clients == ["client=192.0.2.20", "client=192.0.2.21"]
+
+    def clients() -> list[str]:
+        log = [shlex.split(line) for line in server.log.read_text().splitlines()]
+        return [field for line in log for field in line if field.startswith("client=192.0.2.2")]
+
+    wait_for(lambda: clients() == ["client=192.0.2.20", "client=192.0.2.21"])
 
 
 def test_a_client_that_is_denied(server: Gsmtpd) -> None:

@@ -260,7 +260,7 @@ class Model:
             return [Turn(line, self.close("502 5.5.1")), Turn(content, [])]
         octets = line + content
         if not self.recipients:
-            return [Turn(octets, self.error(503))]
+            return [Turn(octets, self.junk("503 5.5.1"))]
         self.chunks = (self.chunks or b"") + content
         if last or self.dropped or len(self.chunks) > MAX_SIZE:
             return [Turn(octets, self.end(self.chunks, answer, bool(last)))]

@@ -23,8 +23,9 @@ from gsmtpd.message.mime import MAX_PARTS, read_parts
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.message.trace import parse_front
 from gsmtpd.message.words import CONTROL
+from gsmtpd.server.certificates import Certificates
 from gsmtpd.server.proxy import MAX_V2, ProxyError, ProxyHeader, parse_proxy
-from gsmtpd.server.tls import Certificates, TLSError, TLSStream
+from gsmtpd.server.tls import TLSError, TLSStream
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import MAX_DOMAIN, MAX_LOCAL_PART, POSTMASTER, Mailbox, parse_path
 from gsmtpd.smtp.command import parse_mail, parse_rcpt

@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-from gsmtpd.server.stream import Stream
-from gsmtpd.server.tls import Certificates, TLSError
+from gsmtpd.server.certificates import Certificates
+from gsmtpd.server.stream import CONTENT, Stream
+from gsmtpd.server.tls import TLSError
 from tests.certificates import Authority
 
 NAME = "mx.example.com"
@@ -47,7 +48,7 @@ class TLSPeer:
             with suppress(ssl.SSLWantReadError):
                 self.tls.do_handshake()
             self.carry()
-            octets = stream.receive()
+            octets = stream.receive(CONTENT)
             if octets:
                 assert stream.decrypt(octets) == b""
             stream.send(b"", False, 0.0)
@@ -79,7 +80,7 @@ def context(authority: Authority) -> ssl.SSLContext:
 
 def test_nothing_has_come(pair: tuple[socket.socket, Stream]) -> None:
     _, stream = pair
-    assert stream.receive() is None
+    assert stream.receive(CONTENT) is None
     assert not stream.spoke_first()
 
 
@@ -88,7 +89,7 @@ def test_what_has_come(pair: tuple[socket.socket, Stream]) -> None:
     client.sendall(b"NOOP\r\n")
     assert stream.spoke_first()
     # It was looked at only.
-    assert stream.receive() == b"NOOP\r\n"
+    assert stream.receive(CONTENT) == b"NOOP\r\n"
     assert stream.decrypt(b"NOOP\r\n") == b"NOOP\r\n"
     assert stream.tls == ""
 
@@ -97,7 +98,7 @@ def test_a_client_that_has_gone(pair: tuple[socket.socket, Stream]) -> None:
     client, stream = pair
     client.close()
     assert not stream.spoke_first()
-    assert stream.receive() == b""
+    assert stream.receive(CONTENT) == b""
     with pytest.raises(OSError, match="pipe"):
         stream.send(b"250 Ok\r\n", False, 0.0)
 
@@ -109,7 +110,7 @@ def test_a_reset_is_an_end() -> None:
         with server:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
-            assert Stream(server).receive() == b""
+            assert Stream(server).receive(CONTENT) == b""
 
 
 def test_a_client_that_does_not_read(pair: tuple[socket.socket, Stream]) -> None:
@@ -155,7 +156,7 @@ def test_tls(
     peer.shake_hands(stream)
     assert stream.tls == "TLSv1.3:TLS_AES_256_GCM_SHA384"
     peer.say(b"EHLO client.example\r\n")
-    octets = stream.receive()
+    octets = stream.receive(CONTENT)
     assert octets is not None
     assert b"EHLO" not in octets
     assert stream.decrypt(octets) == b"EHLO client.example\r\n"
@@ -188,7 +189,7 @@ def test_a_client_that_ends_tls(
     with suppress(ssl.SSLWantReadError):
         peer.tls.unwrap()
     peer.carry()
-    octets = stream.receive()
+    octets = stream.receive(CONTENT)
     assert octets is not None
     # What it said before is still heard.
     assert stream.decrypt(octets) == b"QUIT\r\n"
