@@ -202,7 +202,8 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
     make_policy(chosen)
-    _make_certificates(chosen)
+    for complaint in _complaints(_make_certificates(chosen)):
+        print(f"gsmtpd: warning: {complaint}", file=sys.stderr)
     print(f"{chosen.path}: the configuration is good")
     try:
         app.check_store(chosen)
@@ -242,6 +243,10 @@ def _make_certificates(chosen: config.Config) -> Certificates | None:
         return make_certificates(chosen)
     except CertificateError as error:
         raise Stop(EX_CONFIG, f"[tls] {error}") from error
+
+
+def _complaints(certificates: Certificates | None) -> list[str]:
+    return [] if certificates is None else certificates.complaints()
 
 
 def _identity(chosen: config.Config) -> privileges.Identity:
@@ -294,6 +299,8 @@ def _setup(
     _log.info("gsmtpd %s starts", __version__)
     _warn_of_user(chosen, identity)
     _warn_of_control(chosen)
+    for complaint in _complaints(certificates):
+        _log.warning("%s", complaint)
     return setup
 
 

@@ -46,8 +46,10 @@ _log = logging.getLogger(__name__)
 
 READY_WITHIN = 15.0  # seconds that new workers have to begin to serve
 LEFT_WITHIN = 5.0  # seconds that old workers have to accept no more
+_REFUSED = "reload refused, the old configuration stays"
 _SIGNALS = (*worker.SIGNALS, signal.SIGHUP, signal.SIGCHLD)
 _NEVER = float("inf")
+_COMPLAINTS = 86400.0  # seconds between two complaints of certificates that are about to expire
 
 
 @dataclass
@@ -55,13 +57,15 @@ class Reload:
     """A reload under way.
 
     answers: whom to tell how it went. deadline: of what is waited for, in monotonic seconds.
-    taken_over: the new workers serve, the old ones are about to accept no more.
+    taken_over: the new workers serve, the old ones are about to accept no more. renews: it is of
+    certificates alone, and no configuration was read.
     """
 
     setup: Setup
     answers: list[Answer]
     deadline: float
     taken_over: bool = False
+    renews: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -103,6 +107,7 @@ class Master:
         self._stop_deadline: float | None = None  # monotonic seconds; None while there is no stop
         self._next_look = self._next_alive = time.monotonic()
         self._start_deadline = self._next_look + READY_WITHIN
+        self._next_complaints = self._next_look + _COMPLAINTS
         # Not under nohup, which has HUP ignored.
         hup = signal.getsignal(signal.SIGHUP)
         self._had_terminal = hup is not signal.SIG_IGN and _has_terminal()
@@ -278,9 +283,15 @@ class Master:
     def _look_at_certificates(self) -> None:
         """Take over certificates whose files have changed, and nothing else."""
         current = self._current.certificates
-        if current is not None and self._reload is None and current.changed():
+        if current is None or self._reload is not None:
+            return
+        if time.monotonic() > self._next_complaints:
+            self._next_complaints = time.monotonic() + _COMPLAINTS
+            for complaint in current.complaints():
+                _log.warning("%s", complaint)
+        if current.changed():
             _log.info("the files of [tls] have changed")
-            self._begin_reload([], self._with_new_certificates)
+            self._begin_reload([], self._with_new_certificates, renews=True)
 
     def _with_new_certificates(self) -> Setup:
         """What there is, with the certificates as they are now. Raises NotReloadedError."""
@@ -297,19 +308,24 @@ class Master:
             raise NotReloadedError(str(error)) from error
         return current._replace(certificates=certificates, logs=logs)
 
-    def _begin_reload(self, answers: list[Answer], prepare: Callable[[], Setup]) -> None:
+    def _begin_reload(
+        self, answers: list[Answer], prepare: Callable[[], Setup], renews: bool = False
+    ) -> None:
         self._notifier.reloading()
         try:
             setup = prepare()
         except NotReloadedError as error:
-            self._reloaded(answers, error.problems)
+            self._reloaded(answers, error.problems, renews=renews)
             return
         except Exception:
             _log.exception("fault in a reload")
-            self._reloaded(answers, ("a fault of gsmtpd, see the log",))
+            self._reloaded(answers, ("a fault of gsmtpd, see the log",), renews=renews)
             return
+        warnings = [] if renews else [*setup.config.warnings]
+        if setup.certificates is not None:
+            warnings += setup.certificates.complaints()
         deadline = time.monotonic() + READY_WITHIN
-        self._reload = Reload(setup, answers, deadline, warnings=[*setup.config.warnings])
+        self._reload = Reload(setup, answers, deadline, renews=renews, warnings=warnings)
         if not self._workers.start(setup):
             self._give_up("the system gives no more processes")
 
@@ -354,7 +370,7 @@ class Master:
         """From here on all clients are served by the new configuration."""
         if self._reload is not None and self._reload.taken_over:
             done, self._reload = self._reload, None
-            self._reloaded(done.answers, (), done.warnings)
+            self._reloaded(done.answers, (), done.warnings, done.renews)
 
     def _out_of_time(self, reload: Reload) -> None:
         if reload.taken_over:
@@ -371,23 +387,32 @@ class Master:
         self._workers.stop(failed.setup)
         failed.setup.logs.close()
         close_listeners(failed.setup.listeners, but=self._current.listeners)
-        self._reloaded(failed.answers, (why,))
+        self._reloaded(failed.answers, (why,), renews=failed.renews)
 
     def _reloaded(
-        self, answers: list[Answer], problems: tuple[str, ...], warnings: Sequence[str] = ()
+        self,
+        answers: list[Answer],
+        problems: tuple[str, ...],
+        warnings: Sequence[str] = (),
+        renews: bool = False,
     ) -> None:
         """Say everywhere how a reload went."""
         for warning in warnings:
             _log.warning("%s", warning)
+        refused = "certificates refused, the old ones stay" if renews else _REFUSED
         for problem in problems:
-            _log.error("reload refused, the old configuration stays: %s", problem)
-        if not problems:
+            _log.error("%s: %s", refused, problem)
+        if renews and not problems:
+            _log.info("new certificates are shown to clients")
+        elif not problems:
             _log.info("reloaded %s", self._current.config.path)
             self._say_listening()
-        self._last_reload = {"time": time.time(), "ok": not problems, "problems": problems}
+        outcome = {"time": time.time(), "ok": not problems, "problems": problems}
+        if not renews:
+            self._last_reload = outcome
         self._notifier.ready()
         for answer in answers:
-            answer(self._last_reload | {"warnings": [*warnings]})
+            answer(outcome | {"warnings": [*warnings]})
         if self._again is not None:
             again, self._again = self._again, None
             self.reload(again)

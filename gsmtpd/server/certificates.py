@@ -8,6 +8,8 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gsmtpd.server.validity import complaint
+
 _MAX_FILE = 1 << 20  # octets of a PEM file
 
 
@@ -58,7 +60,7 @@ class Certificates:
             name.lower(): _set_up(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
             for name, pair in by_name.items()
         }
-        self.context: ssl.SSLContext = context
+        self.context = context
 
     def changed(self) -> bool:
         """Whether the files differ from those that were loaded, and did so at the last call, too.
@@ -77,6 +79,13 @@ class Certificates:
     def again(self) -> Certificates:
         """The same files, loaded anew. Raises CertificateError."""
         return Certificates(self._default, self._by_name)
+
+    def complaints(self) -> list[str]:
+        """What is wrong with the times of the certificates now, a line for each."""
+        contexts = [self.context, *self.context.by_name.values()]
+        pairs = [self._default, *self._by_name.values()]
+        found = (complaint(c, pair.certificate) for c, pair in zip(contexts, pairs, strict=True))
+        return [one for one in found if one]
 
     def _look(self) -> tuple[_File, ...]:
         pairs = (self._default, *self._by_name.values())
@@ -135,8 +144,10 @@ def _must_hold(path: str, what: str, mark: bytes) -> None:
     if len(content) > _MAX_FILE:
         raise CertificateError(f"{path}: larger than 1 MiB; is it a {what} in PEM?")
     if mark not in content:
+        other = b"-----BEGIN " in content
+        hint = "; are certificate and key swapped, or is key = missing?" if other else ""
         raise CertificateError(
-            f"{path}: no {what} in PEM in it; PEM is text, with -----BEGIN {mark.decode()}"
+            f"{path}: no {what} in PEM in it; PEM is text, with -----BEGIN {mark.decode()}{hint}"
         )
 
 

@@ -55,9 +55,9 @@ class Stream:
             return False
 
     def receive(self, most: int) -> bytes | None:
-        """What has come, up to `most` octets; None where nothing has, b"" where the client has gone.
+        """What has come, up to `most` octets, as it is: see `decrypt`.
 
-        The client's octets as they are, see `decrypt`.
+        None where nothing has, b"" where the client has gone.
         """
         try:
             return self.socket.recv(most, DONTWAIT)
