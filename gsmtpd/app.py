@@ -45,7 +45,7 @@ from gsmtpd.storage.retention import (
 )
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.upkeep import Chore, Upkeep
-from gsmtpd.storage.writer import READ_AT_ONCE_COMPRESSED, GroupCommitWriter
+from gsmtpd.storage.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
 
@@ -305,9 +305,7 @@ def _make_writer(
     chosen = config.store
     store = _with_more(config, database)
     threads = 1 if chosen.backend == "sqlite" else chosen.mysql.connections
-    if _level(config) is None:
-        return GroupCommitWriter(store, threads)
-    return GroupCommitWriter(store, threads, read_at_once=READ_AT_ONCE_COMPRESSED)
+    return GroupCommitWriter(store, threads)
 
 
 def keep_times(config: Config) -> Times:

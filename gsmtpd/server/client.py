@@ -189,8 +189,7 @@ class Client(ABC):
             return
         if not self._plain and not self._may_come_in():
             return  # epoll tells of it again
-        in_commands = self.session.state < State.CHUNKS
-        data = self._stream.receive(COMMANDS if in_commands else CONTENT)
+        data = self._stream.receive(COMMANDS if self.session.state < State.CHUNKS else CONTENT)
         if data is None:
             return
         if not data:
@@ -250,22 +249,31 @@ class Client(ABC):
             self._stream.send(b"", False, self.thread.now)  # an alert that says why
         self._drop(f"TLS: {error}")
 
-    def _incoming(self, octets: int) -> None:
-        """A message comes in: `octets` more of it have come."""
-        self.since = self.thread.now
-        if not self._window:
-            self._window, self._octets = self.thread.now, 0
-        self._octets += octets
-        self._hold(self.session.buffered)
-        if self.thread.overfull and self._held:
-            self.session.drop_message()
+    def _note_incoming(self) -> None:
+        """Note how a message comes in, if one does."""
+        if self.session.state >= State.CHUNKS:
+            if not self._window:
+                self._window, self._octets = self.thread.now, 0
             self._hold(self.session.buffered)
+        elif self._window:
+            self._window = 0.0
 
     def _hold(self, octets: int) -> None:
         """Count what is buffered of it."""
-        if octets != self._held:
-            self.thread.hold(octets - self._held, self.server.limits.max_memory)
-            self._held = octets
+        more = octets - self._held
+        if more:
+            self._held = octets  # first: to make room, this very message may be dropped
+            self.thread.hold(more, self.server.limits.max_memory)
+
+    @property
+    def incoming(self) -> int:
+        """Octets of the message that is coming in; 0 if none is."""
+        return self.session.buffered if self._window else 0
+
+    def drop_incoming(self) -> None:
+        """Keep nothing of the message that is coming in; its sender hears 452 at its end."""
+        self.session.drop_message()
+        self._hold(self.session.buffered + len(self._stream.unsent))
 
     # What it hears
 
@@ -324,6 +332,8 @@ class Client(ABC):
         elif self._header is not None:
             if now - self.began > PROXY_WITHIN:
                 self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s")
+        elif now - self.began > limits.session_timeout and self._stream.unsent:
+            self._drop(reply.SESSION_TOO_LONG.lines[0])
         elif self._stream.unsent:
             if now - self._stream.unsent_since > READ_WITHIN:
                 self._drop(f"its replies were not read within {READ_WITHIN:g} s")
@@ -346,7 +356,7 @@ class Client(ABC):
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""
         if self._header is not None or self._stream.shaking_hands:
-            self._drop(str(farewell))  # nothing can be said that would be understood
+            self._drop(farewell.lines[0])  # nothing can be said that would be understood
         elif self.session.farewell is None:
             self.session.close(farewell)
             self._send()

@@ -62,10 +62,9 @@ class Connection(Client):
         if session.no_room is not self.thread.overfull:
             session.no_room = self.thread.overfull
         event = session.receive(said)
+        self._octets += len(said)
         if session.state >= State.CHUNKS:
-            self._incoming(len(said))
-        elif self._window:
-            self._window = 0.0
+            self.since = self.thread.now
         self._go_on(event)
 
     def finished(self, job: Job) -> None:
@@ -140,6 +139,7 @@ class Connection(Client):
             else:
                 self._make_ready(event)
                 break
+        self._note_incoming()
         if self.session.refusals:
             self._log_refusals()
         self._send()
@@ -212,6 +212,7 @@ class Connection(Client):
         if server.writer is None or not event.envelope.recipients:
             return self._answer_message(message, queued(message.id), self.thread.now)
         job = self._awaited = Job(message, self.thread, self, self.thread.now)
+        self._hold(self.session.buffered)
         # Until the store gives it back, whatever becomes of the client meanwhile.
         self.thread.hold(len(event.content), server.limits.max_memory)
         server.writer.submit(job)

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks at all deadlines
 MAX_EVENTS = 512  # of one epoll_wait
+LOOK_UP = 64  # events after which the thread looks at the clock
 HANDSHAKES_FOR = 0.05  # seconds of a round in which handshakes are begun or gone on with
 HANDSHAKES_AT_LEAST = 4  # of them in each round, however long it took
 NO_DESCRIPTORS_PAUSE = 0.5  # seconds without accept after EMFILE; a ready listener would spin
@@ -53,7 +55,7 @@ class SMTPThread(threading.Thread):
         self.overfull = False
         self._handshakes = 0  # in this round
         self._held = 0  # octets buffered by its sessions
-        self.now = time.monotonic()
+        self.now = self._round_began = time.monotonic()
         self._next_sweep = self.now + SWEEP
         self._epoll = select.epoll()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -142,19 +144,32 @@ class SMTPThread(threading.Thread):
         """Whether one handshake more fits into this round: they take the longest by far."""
         self._handshakes += 1
         few = self._handshakes <= HANDSHAKES_AT_LEAST
-        return few or time.monotonic() - self.now < HANDSHAKES_FOR
+        return few or time.monotonic() - self._round_began < HANDSHAKES_FOR
 
     def hold(self, octets: int, limit: int) -> None:
         """Its sessions buffer `octets` more, or less, where they may buffer `limit` in all."""
         self._held += octets
-        if self.overfull:
-            # Not at once below it: most of those that wait for room would only hear 452.
-            self.overfull = self._held > limit * 0.9
-        elif self._held > limit:
-            self.overfull = True
+        if self._held > limit and octets > 0:
             message = "max_memory reached: %d octets are buffered; answering 452"
-            lasts = partial(getattr, self, "overfull")
+            lasts = partial(self._is_filled, limit)
             self.overloads.enter(Overload.MEMORY, lasts, message, self._held)
+            self._make_room(limit)
+        self.overfull = self._held > limit
+
+    def _is_filled(self, limit: int) -> bool:
+        # Not at once below it: that would be said again and again.
+        return self._held > limit * 0.9
+
+    def _make_room(self, limit: int) -> None:
+        """Drop the largest messages that come in, so that no client keeps others out with its own.
+
+        What the store has to write stays.
+        """
+        while self._held > limit:
+            largest = max(self._connections.values(), key=attrgetter("incoming"), default=None)
+            if largest is None or not largest.incoming:
+                return
+            largest.drop_incoming()
 
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
@@ -192,9 +207,9 @@ class SMTPThread(threading.Thread):
         connections = self._connections
         while self._running:
             events = poll(max(0.0, self._next_sweep - self.now), MAX_EVENTS)
-            self.now = time.monotonic()
+            self.now = self._round_began = time.monotonic()
             self._handshakes = 0
-            for fd, event in events:
+            for number, (fd, event) in enumerate(events, 1):
                 connection = connections.get(fd)
                 if connection is not None:
                     try:
@@ -208,10 +223,16 @@ class SMTPThread(threading.Thread):
                     self._read_inbox()
                 elif fd in self._listeners:
                     self._accept(fd)
-            if self.now >= self._next_sweep:
-                self._sweep()
+                if not number % LOOK_UP:
+                    self.now = time.monotonic()
+                    self._sweep_if_due()
+            self._sweep_if_due()
             self.maillog.flush()
         self._close_all()
+
+    def _sweep_if_due(self) -> None:
+        if self.now >= self._next_sweep:
+            self._sweep()
 
     def _accept(self, fd: int) -> None:
         server = self._listeners[fd]

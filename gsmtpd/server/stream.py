@@ -9,6 +9,7 @@ from gsmtpd.server.tls import TLSStream
 
 CONTENT = 65536  # octets of one recv while a message comes in
 COMMANDS = 4096  # of one while commands do: what is more waits in the kernel
+_ENCRYPTED = 16384  # of one by TLS: much can be asked of OpenSSL with little
 # It saves the ioctl that would make each socket non-blocking. Plain numbers: the enum is slower.
 DONTWAIT = int(socket.MSG_DONTWAIT)
 _LOOK = DONTWAIT | int(socket.MSG_PEEK)
@@ -60,7 +61,7 @@ class Stream:
         None where nothing has, b"" where the client has gone.
         """
         try:
-            return self.socket.recv(most, DONTWAIT)
+            return self.socket.recv(most if self._tls is None else _ENCRYPTED, DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:

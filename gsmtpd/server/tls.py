@@ -14,7 +14,7 @@ _MAX_RECORD = 16384  # octets in a record, RFC 8446 section 5.1
 # What a client may send beside what it says: a record of one octet is 24 octets, but a flood of
 # KeyUpdate (RFC 8446 section 4.6.3) says nothing, costs a lot, and has every record answered.
 _MAX_BESIDE = 65536  # octets at a time, and as many in answers that nobody has taken yet
-_BESIDE_ONE = 64  # octets for each that is said
+_BESIDE_ONE = 32  # octets for each that is said
 _PIECE = 16384  # octets given to OpenSSL at a time; its buffer keeps the size that it once had
 
 
@@ -83,8 +83,9 @@ class TLSStream:
         if self._object is None or not self.description:
             raise TLSError("no handshake yet")
         try:
-            if plain:
-                self._object.write(plain)
+            rest = memoryview(plain)
+            while rest:
+                rest = rest[self._object.write(rest) :]
         except ssl.SSLError as error:
             raise TLSError(reason(error)) from error
 

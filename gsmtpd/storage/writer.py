@@ -35,9 +35,9 @@ BUSY_FOR = 0.01  # seconds behind such a batch; a message that comes later is wr
 # it, while its bytes are in that core's cache: 10 to 30 us a message less than in a writer thread.
 ENCODE_AT_ONCE = 65536
 # Octets of a message up to which that thread reads it, too. Bigger ones are read, and compressed,
-# by threads of their own, so that neither clients nor a batch of others wait for them.
-READ_AT_ONCE = 65536
-READ_AT_ONCE_COMPRESSED = 8192  # as zlib takes a tenth of a millisecond for these already
+# by threads of their own, so that neither clients nor a batch of others wait for them: 64 KiB of
+# hostile HTML take 20 ms, and hundreds of them may come at once.
+READ_AT_ONCE = 8192
 READERS = 2  # such threads; zlib and SHA-256 let others run meanwhile
 GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 lets clients wait 600)
 _PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
@@ -67,21 +67,16 @@ class Job:
 
 
 class GroupCommitWriter:
-    """Writes messages to a store from `threads` threads. Start it behind the fork.
-
-    read_at_once: octets of a message up to which the thread that received it reads it.
-    """
+    """Writes messages to a store from `threads` threads. Start it behind the fork."""
 
     def __init__(
         self,
         store: Store,
         threads: int,
         clock: Callable[[], float] = time.monotonic,
-        read_at_once: int = READ_AT_ONCE,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._read_at_once = read_at_once
         self._unread: SimpleQueue[Job | None] = SimpleQueue()
         self._reading = 0  # jobs that are in `_unread`, or taken from it and not read yet
         self._waiting: deque[tuple[Job, Letter]] = deque()
@@ -107,7 +102,7 @@ class GroupCommitWriter:
 
     def submit(self, job: Job) -> None:
         """Queue `job`; its owner gets it back with its outcome."""
-        if len(job.message.content) > self._read_at_once:
+        if len(job.message.content) > READ_AT_ONCE:
             with self._changed:
                 self._reading += 1
             self._unread.put(job)

@@ -727,7 +727,8 @@ def der(pair: Pair) -> Pair:
         (
             lambda ca: ca.pair(NAME)._replace(key=""),
             "{dir}/mail.example.org.pem: no private key in PEM in it;"
-            " PEM is text, with -----BEGIN PRIVATE KEY-----",
+            " PEM is text, with -----BEGIN PRIVATE KEY-----;"
+            " are certificate and key swapped, or is key = missing?",
         ),
         (
             lambda ca: der(ca.pair(NAME)),

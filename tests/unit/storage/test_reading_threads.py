@@ -37,7 +37,7 @@ class Library(Notebook):
         self.readers: dict[str, str] = {}
 
     def read(self, message: Message) -> Letter:
-        if len(message.content) > module.READ_AT_ONCE_COMPRESSED:
+        if len(message.content) > module.READ_AT_ONCE:
             self.begun.append(message.id)
             assert self.open.wait(WAIT)
         self.readers[message.id] = threading.current_thread().name
@@ -49,8 +49,8 @@ class Library(Notebook):
 
 
 @contextmanager
-def running(store: Store, **options: int) -> Iterator[GroupCommitWriter]:
-    writer = GroupCommitWriter(store, 2, **options)  # type: ignore[arg-type]
+def running(store: Store) -> Iterator[GroupCommitWriter]:
+    writer = GroupCommitWriter(store, 2)
     writer.start()
     yield writer
     assert writer.stop(WAIT)
@@ -80,20 +80,14 @@ def test_big_messages_do_not_hold_up_small_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "at_once", "reader"),
-    [
-        (module.READ_AT_ONCE, module.READ_AT_ONCE, "MainThread"),
-        (BIG, module.READ_AT_ONCE, "reader"),
-        (10 * BIG, module.READ_AT_ONCE, "reader"),
-        (module.READ_AT_ONCE_COMPRESSED, module.READ_AT_ONCE_COMPRESSED, "MainThread"),
-        (module.READ_AT_ONCE_COMPRESSED + 1, module.READ_AT_ONCE_COMPRESSED, "reader"),
-    ],
+    ("size", "reader"),
+    [(module.READ_AT_ONCE, "MainThread"), (BIG, "reader"), (10 * BIG, "reader")],
 )
 @pytest.mark.parametrize("recipients", [1, 100])
-def test_who_reads_what(size: int, at_once: int, reader: str, recipients: int) -> None:
+def test_who_reads_what(size: int, reader: str, recipients: int) -> None:
     """Whoever it is, no writer: those must be free for what is ready."""
     store, owner = Library(), Owner()
-    with running(store, read_at_once=at_once) as writer:
+    with running(store) as writer:
         submit(writer, owner, "one", size, recipients)
         owner.wait(1)
     assert store.readers["one"].startswith(reader)
@@ -116,8 +110,8 @@ def test_a_fault_in_reading_is_trouble_of_that_message_alone() -> None:
 
 def test_many_of_all_sizes_come_back_once() -> None:
     store, owners = Library(), [Owner() for _ in range(4)]
-    sizes = [10, module.READ_AT_ONCE_COMPRESSED + 1, module.READ_AT_ONCE, BIG, 4 * BIG]
-    with running(store, read_at_once=module.READ_AT_ONCE_COMPRESSED) as writer:
+    sizes = [10, module.READ_AT_ONCE, BIG, 4 * BIG]
+    with running(store) as writer:
 
         def send(owner: Owner, start: int) -> None:
             for n in range(start, 1000, len(owners)):
