@@ -21,6 +21,7 @@ import pytest
 
 from tests.accounting import Client, Gone, count, send, table_of, with_token
 from tests.certificates import Authority
+from tests.conftest import make_schema
 from tests.peers import TLSClient
 from tests.servers import (
     Gsmtpd,
@@ -306,9 +307,10 @@ def test_what_waits_for_the_store_counts_and_stays() -> None:
     """Where that alone fills the memory there is nothing to drop, and MAIL hears 452."""
     limits = {"max_memory": "1M", "max_size": "64K"}
     with MariaDB() as database:
-        settings = merge(mysql_store(database, "memory"), {"limits": limits})
+        make_schema(database, "mail")
+        settings = merge(mysql_store(database, "mail"), {"limits": limits})
         with Gsmtpd(settings) as server, contextlib.ExitStack() as stack:
-            send(server.address, with_token())
+            assert send(server.address, with_token())[0].code == 250
             clients = [stack.enter_context(Client(server.address)).hello() for _ in range(24)]
             late = stack.enter_context(Client(server.address)).hello()
             os.kill(database.pid, signal.SIGSTOP)
