@@ -41,15 +41,16 @@ class Authority:
         *names: str,
         kind: Literal["ecdsa", "rsa"] = "ecdsa",
         bits: int = 2048,
-        expired: bool = False,
+        days: tuple[float, float] = (-1, 10),
         one_file: bool = False,
         passphrase: bytes | None = None,
         file: str = "",
     ) -> Pair:
         """A certificate for `names`, hosts or IP addresses, and its key, in files.
 
-        bits: of an RSA key. one_file: the key stands behind the certificate. file: what the files
-        are called, without an ending; the first name by default. Existing ones are replaced.
+        bits: of an RSA key. days: from when until when it is valid, counted from now. one_file: the
+        key stands behind the certificate. file: what the files are called, without an ending; the
+        first name by default. Existing ones are replaced.
         """
         key: PrivateKey = (
             ec.generate_private_key(ec.SECP256R1())
@@ -57,7 +58,7 @@ class Authority:
             else rsa.generate_private_key(public_exponent=65537, key_size=bits)
         )
         now = datetime.datetime.now(datetime.UTC)
-        first, last = (-10, -1) if expired else (-1, 10)
+        first, last = days
         certificate = (
             _builder(_name(names[0]), self._name, key, now + first * _DAY, now + last * _DAY)
             .add_extension(x509.SubjectAlternativeName(map(_general_name, names)), critical=False)

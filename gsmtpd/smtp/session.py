@@ -20,7 +20,7 @@ from gsmtpd.smtp.xclient import ClientNamed
 
 MAX_LINE = 512  # octets of a command with its CRLF, RFC 5321 section 4.5.3.1.4
 MAX_LINE_WITH_PARAMETERS = 2048  # room for the parameters of MAIL, RCPT and XCLIENT
-AT_ONCE = 32  # commands that are carried out before other sessions have their turn
+AT_ONCE = 16  # commands that are carried out before other sessions have their turn
 MAX_JUNK_LINE = 65536  # octets; who sends a longer line speaks no SMTP
 _LONG_LINE_KEPT = 1024  # octets of a line that is too long, to say later which command it was
 

@@ -137,9 +137,19 @@ def test_a_second_header_is_a_command(server: Behind) -> None:
 
 @HEADERS
 def test_a_client_that_is_denied(server: Behind, header: Header) -> None:
+    before = refusals(server)
     with server.client(header("192.0.2.66")) as client:
         assert client.reply().text.startswith("554 5.7.1 ")
         assert client.closed()
+    # One line of it, as for a client of our own.
+    assert mail_of(server, header("192.0.2.67")) == "192.0.2.67"
+    wait_for(lambda: "client=192.0.2.67 " in server.log.read_text())
+    assert refusals(server) == before + 1
+
+
+def refusals(server: Behind) -> int:
+    """How many lines the mail log has of the client that is denied."""
+    return server.log.read_text().count('result=closed client=192.0.2.66 reply="554 5.7.1 ')
 
 
 def test_connections_are_counted_as_the_clients(server: Behind) -> None:

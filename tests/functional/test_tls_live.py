@@ -8,8 +8,10 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from tests.peers import TLSClient
 from tests.servers import Gsmtpd, environment, free_port, tls_section, wait_for
 
 NAME = "mx.example.com"
+RESET = struct.pack("ii", 1, 0)  # linger for no time, see socket(7)
 
 
 class Site(NamedTuple):
@@ -109,6 +112,19 @@ def test_where_tls_is_required_no_mail_comes_without(site: Site) -> None:
         assert client.command("NOOP").code == 250
     with TLSClient(site.required, site.ca.client()) as secure:
         assert secure.hello().deliver(with_token()).code == 250
+
+
+def test_who_leaves_behind_a_pipelined_starttls_leaves_no_fault(site: Site) -> None:
+    """The 220 cannot be sent then: whatever comes next is of a connection that is closed."""
+    for number in range(300):
+        with Client(site.server.address) as client:
+            assert client.reply().code == 220
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            # More commands than are carried out at a time, and STARTTLS behind the pause.
+            client.send(b"EHLO x\r\n" + b"NOOP\r\n" * (35 + number % 40) + b"STARTTLS\r\n")
+            time.sleep(0.0002 * (number % 7))
+    wait_for(lambda: site.server.status()["clients"] == 0)
+    assert "fault" not in site.server.log.read_text()
 
 
 # --- the handshake --------------------------------------------------------------------------------

@@ -85,6 +85,11 @@ def test_a_client_that_is_denied(server: Gsmtpd) -> None:
     with Client(server.address).hello() as client:
         assert client.command("XCLIENT ADDR=192.0.2.66").text.startswith("554 5.7.1 ")
         assert client.closed()
+    with speak_for(server, "ADDR=192.0.2.67") as client:
+        deliver(client)
+    wait_for(lambda: "client=192.0.2.67 " in server.log.read_text())
+    denied = [line for line in server.log.read_text().splitlines() if "client=192.0.2.66 " in line]
+    assert len(denied) == 1
 
 
 def test_connections_are_counted_as_the_clients(server: Gsmtpd) -> None:

@@ -27,6 +27,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 # Ids that nobody has, so that owner and group are neither root's nor ours.
 US, OUR_GROUP, SECOND_GROUP, STRANGER = 64001, 64002, 64003, 64004
+KEY = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"
 IDENTITY = Identity("mail", "mail", US, OUR_GROUP, (OUR_GROUP, SECOND_GROUP))
 
 
@@ -232,7 +233,7 @@ def test_a_link_is_as_good_as_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o440, 0o400, 0o620, 0o602, 0o000])
 def test_a_key_that_is_not_for_everybody(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "key.pem"
-    path.touch()
+    path.write_text(KEY)
     path.chmod(mode)
     check_key(str(path))
 
@@ -241,7 +242,7 @@ def test_a_key_that_is_not_for_everybody(tmp_path: Path, mode: int) -> None:
 def test_a_key_that_everybody_can_read(tmp_path: Path, mode: int) -> None:
     """Also by a link, as certbot lays them."""
     path, link = tmp_path / "key.pem", tmp_path / "live.pem"
-    path.touch()
+    path.write_text(KEY)
     link.symlink_to(path)
     path.chmod(mode)
     with pytest.raises(PrivilegeError) as caught:
@@ -252,6 +253,23 @@ def test_a_key_that_everybody_can_read(tmp_path: Path, mode: int) -> None:
     subprocess.run(said.rpartition("cure it with: ")[2].split(), check=True)
     check_key(str(link))
     assert path.stat().st_mode & 0o777 == mode & 0o770
+
+
+@pytest.mark.parametrize("content", ["", "-----BEGIN CERTIFICATE-----\nMIIB\n", "KEY"])
+def test_a_file_that_holds_no_key(tmp_path: Path, content: str) -> None:
+    """There is nothing to hide in it. A certificate is everybody's, also in the key's place."""
+    path = tmp_path / "certificate.pem"
+    path.write_text(content)
+    path.chmod(0o644)
+    check_key(str(path))
+
+
+def test_a_key_behind_its_certificate(tmp_path: Path) -> None:
+    path = tmp_path / "both.pem"
+    path.write_text("-----BEGIN CERTIFICATE-----\nMIIB\n" * 1000 + KEY)
+    path.chmod(0o644)
+    with pytest.raises(PrivilegeError, match="holds a private key"):
+        check_key(str(path))
 
 
 def test_a_key_that_is_not_there(tmp_path: Path) -> None:

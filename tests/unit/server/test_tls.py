@@ -683,7 +683,7 @@ def test_pairs_that_are_good(tmp_path: Path, settings: dict[str, Any]) -> None:
 def test_an_expired_certificate_is_shown_all_the_same(tmp_path: Path) -> None:
     """Most who send mail do not look, and the others shall know what is wrong."""
     authority = Authority(tmp_path)
-    client = Client(TLSStream(certificates(authority, expired=True).context), authority.client())
+    client = Client(TLSStream(certificates(authority, days=(-10, -1)).context), authority.client())
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         client.shake_hands()
 
