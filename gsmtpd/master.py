@@ -15,30 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gsmtpd import __version__, app, worker
-from gsmtpd.app_listen import make_certificates
-from gsmtpd.app_policy import make_policy
-from gsmtpd.config import Config, ConfigError
+from gsmtpd.config import Config
 from gsmtpd.control import Answer, ControlError, ControlServer
-from gsmtpd.logs import LogError
 from gsmtpd.maillog import timestamp
 from gsmtpd.metrics import Counter, Overload
+from gsmtpd.next_setup import NotReloadedError, read_anew, renewed
 from gsmtpd.policy.lists import ListError
-from gsmtpd.privileges import PrivilegeError, check_key
 from gsmtpd.recent import Recent
-from gsmtpd.server.certificates import CertificateError
 from gsmtpd.server.engine import STOP_WITHIN, stacks
-from gsmtpd.server.listeners import (
-    Listener,
-    ListenError,
-    close_listeners,
-    open_listeners,
-    take_leave,
-)
+from gsmtpd.server.listeners import close_listeners, take_leave
 from gsmtpd.signals import SignalQueue
-from gsmtpd.storage.base import StoreError
 from gsmtpd.systemd import Notifier
 from gsmtpd.workers import LOOK, Setup, Workers
 
@@ -67,14 +57,6 @@ class Reload:
     taken_over: bool = False
     renews: bool = False
     warnings: list[str] = field(default_factory=list)
-
-
-class NotReloadedError(Exception):
-    """The new configuration cannot be taken over. problems: one line for each thing wrong."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)
-        self.problems = problems
 
 
 class Master:
@@ -278,7 +260,8 @@ class Master:
             # The one under way may have read the file before it was changed.
             self._again = (self._again or []) + answers
             return
-        self._begin_reload(answers, self._prepare)
+        anew = partial(read_anew, self._current, self._load, self._foreground)
+        self._begin_reload(answers, anew)
 
     def _look_at_certificates(self) -> None:
         """Take over certificates whose files have changed, and nothing else."""
@@ -291,22 +274,8 @@ class Master:
                 _log.warning("%s", complaint)
         if current.changed():
             _log.info("the files of [tls] have changed")
-            self._begin_reload([], self._with_new_certificates, renews=True)
-
-    def _with_new_certificates(self) -> Setup:
-        """What there is, with the certificates as they are now. Raises NotReloadedError."""
-        current = self._current
-        assert current.certificates is not None, "they have changed"
-        try:
-            for key in current.config.key_files:
-                check_key(key)
-            certificates = current.certificates.again()
-            logs = app.make_logs(current.config, self._foreground)
-        except CertificateError as error:
-            raise NotReloadedError(f"[tls] {error}") from error
-        except (LogError, PrivilegeError) as error:
-            raise NotReloadedError(str(error)) from error
-        return current._replace(certificates=certificates, logs=logs)
+            anew = partial(renewed, self._current, self._foreground)
+            self._begin_reload([], anew, renews=True)
 
     def _begin_reload(
         self, answers: list[Answer], prepare: Callable[[], Setup], renews: bool = False
@@ -328,27 +297,6 @@ class Master:
         self._reload = Reload(setup, answers, deadline, renews=renews, warnings=warnings)
         if not self._workers.start(setup):
             self._give_up("the system gives no more processes")
-
-    def _prepare(self) -> Setup:
-        """All that can be checked and opened before a worker is forked. Raises NotReloadedError."""
-        listeners: list[Listener] = []
-        held = self._current.listeners
-        try:
-            config = self._load()
-            policy = make_policy(config)
-            certificates = make_certificates(config)
-            listeners = open_listeners(app.wanted(config), held)
-            if config.store != self._current.config.store:
-                app.prepare_store(config)
-            logs = app.make_logs(config, self._foreground)
-        except (ConfigError, ListError) as error:
-            raise NotReloadedError(*error.problems) from error
-        except CertificateError as error:
-            raise NotReloadedError(f"[tls] {error}") from error
-        except (PrivilegeError, ListenError, StoreError, LogError) as error:
-            close_listeners(listeners, but=held)
-            raise NotReloadedError(str(error)) from error
-        return Setup(config, listeners, logs, policy, certificates)
 
     def _take_over(self, reload: Reload) -> None:
         """The new workers serve: have the old ones finish."""

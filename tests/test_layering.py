@@ -51,7 +51,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": BUILDING | PARTS,
     "worker": BUILDING - {"config", "config_types"} | {"signals"},
     "workers": BUILDING | {"app", "worker"},
-    "master": RUNNING,
+    "next_setup": RUNNING,
+    "master": RUNNING | {"next_setup"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
     "ctl_mail": RUNNING | {"cli", "mailfiles"},
@@ -65,8 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "workers", "app",
-    *PARTS, *CONFIG,
+    "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "next_setup",
+    "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

@@ -67,7 +67,7 @@ def check(content: bytes) -> None:
     assert "\0" not in found.text
     assert "\r" not in found.text
     assert len(found.text) <= 4 * MAX_TEXT
-    assert found.charset.isprintable()
+    assert not CONTROL.search(found.charset)
     assert found.charset or not found.text
     assert len(found.attachments) <= MAX_PARTS
     for number, each in enumerate(found.attachments, 1):

@@ -1,0 +1,65 @@
+"""What will the workers behind a reload be made from? Read, checked and opened before any fork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gsmtpd import app
+from gsmtpd.app_listen import make_certificates
+from gsmtpd.app_policy import make_policy
+from gsmtpd.config import Config, ConfigError
+from gsmtpd.logs import LogError
+from gsmtpd.policy.lists import ListError
+from gsmtpd.privileges import PrivilegeError, check_key
+from gsmtpd.server.certificates import CertificateError
+from gsmtpd.server.listeners import Listener, ListenError, close_listeners, open_listeners
+from gsmtpd.storage.base import StoreError
+from gsmtpd.workers import Setup
+
+
+class NotReloadedError(Exception):
+    """The new configuration cannot be taken over. problems: one line for each thing wrong."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+
+def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> Setup:
+    """By the configuration as it is now, with those sockets of `current` that fit.
+
+    load: reads it. foreground: see Master. Raises NotReloadedError.
+    """
+    listeners: list[Listener] = []
+    held = current.listeners
+    try:
+        config = load()
+        policy = make_policy(config)
+        certificates = make_certificates(config)
+        listeners = open_listeners(app.wanted(config), held)
+        if config.store != current.config.store:
+            app.prepare_store(config)
+        logs = app.make_logs(config, foreground)
+    except (ConfigError, ListError) as error:
+        raise NotReloadedError(*error.problems) from error
+    except CertificateError as error:
+        raise NotReloadedError(f"[tls] {error}") from error
+    except (PrivilegeError, ListenError, StoreError, LogError) as error:
+        close_listeners(listeners, but=held)
+        raise NotReloadedError(str(error)) from error
+    return Setup(config, listeners, logs, policy, certificates)
+
+
+def renewed(current: Setup, foreground: bool) -> Setup:
+    """As `current`, with the certificates as they are now. Raises NotReloadedError."""
+    assert current.certificates is not None, "they have changed"
+    try:
+        for key in current.config.key_files:
+            check_key(key)
+        certificates = current.certificates.again()
+        logs = app.make_logs(current.config, foreground)
+    except CertificateError as error:
+        raise NotReloadedError(f"[tls] {error}") from error
+    except (LogError, PrivilegeError) as error:
+        raise NotReloadedError(str(error)) from error
+    return current._replace(certificates=certificates, logs=logs)
