@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from gsmtpd.message.body import MAX_NAME, MAX_TEXT, Attachment, Body, attachment, read_body
 from gsmtpd.message.html import to_text
 from gsmtpd.message.mime import MAX_PARTS, payload, read_parts
+from gsmtpd.message.words import CONTROL
 
 CORPUS = sorted((Path(__file__).resolve().parents[1] / "messages").glob("*.eml"))
 REAL = [path.read_bytes() for path in CORPUS]
