@@ -148,9 +148,11 @@ def check_key(path: str) -> None:
     not judged here. Raises PrivilegeError with the command that cures it.
     """
     try:
-        with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if b"PRIVATE KEY-----" not in file.read(_MAX_KEY):
+        # A pipe that nobody writes to would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            mode = stat.S_IMODE(found.st_mode)
+            if not stat.S_ISREG(found.st_mode) or b"PRIVATE KEY-----" not in file.read(_MAX_KEY):
                 return  # then there is nothing to hide, and somebody else says so
     except OSError:
         return

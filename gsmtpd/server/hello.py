@@ -13,7 +13,9 @@ _MAX_RECORD = 16384  # octets in a record, likewise
 _MAX_HELLO = 32768  # octets of a ClientHello; they are mostly 2 KiB or less
 _MAX_OCTETS = 40000  # of it with the headers of its records
 _SERVER_NAME, _GROUPS, _KEY_SHARE = 0, 10, 51  # extensions, RFC 8446 section 4.2
-_ELLIPTIC = range(0x0017, 0x001F)  # groups, RFC 8446 section 4.2.7: P-256 to X448
+# Groups, RFC 8446 section 4.2.7: P-256, P-384, P-521, X25519, X448. No others, which only some
+# OpenSSL knows: it would turn to a finite field where a client knows one of those as well.
+_ELLIPTIC = frozenset((0x0017, 0x0018, 0x0019, 0x001D, 0x001E))
 _FINITE_FIELDS = range(0x0100, 0x0200)  # likewise: ffdhe2048 and on
 
 
@@ -50,10 +52,14 @@ class Hello:
             self._message += self.octets[start:end]
             self._next = end
             if len(self._message) >= 4 and len(self._message) >= 4 + self._said():
+                self._check_size()
                 return True
+        self._check_size()
+        return False
+
+    def _check_size(self) -> None:
         if self._said() > _MAX_HELLO or len(self.octets) > _MAX_OCTETS:
             raise HelloError("excessive message size")
-        return False
 
     def _said(self) -> int:
         """How many octets follow its first four."""

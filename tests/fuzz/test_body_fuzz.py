@@ -21,7 +21,15 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from gsmtpd.message.body import MAX_NAME, MAX_TEXT, Attachment, Body, attachment, read_body
+from gsmtpd.message.body import (
+    _MAX_NESTED,
+    MAX_NAME,
+    MAX_TEXT,
+    Attachment,
+    Body,
+    attachment,
+    read_body,
+)
 from gsmtpd.message.html import to_text
 from gsmtpd.message.mime import MAX_PARTS, payload, read_parts
 from gsmtpd.message.words import CONTROL
@@ -166,8 +174,8 @@ def is_text(part: PythonMessage) -> bool:
     return part.get_content_disposition() != "attachment" and not name_of(part)
 
 
-def oracle(message: PythonMessage) -> Body:
-    """The rules for the body and the attachments, with Python's tree."""
+def oracle(message: PythonMessage, nested: int = 1) -> Body:
+    """The rules for the body and the attachments, with Python's tree. nested: messages, this too."""
     parts = [*leaves(message)]
     whole = parts == [message] and message.get_content_maintype() == "text"
     texts = parts if whole else [part for part in parts if is_text(part)]
@@ -175,9 +183,9 @@ def oracle(message: PythonMessage) -> Body:
     text, charset = best(texts)
     if not texts:
         inner = next((p for p in attached if p.get_content_type() == "message/rfc822"), None)
-        if inner is not None:
+        if inner is not None and nested < _MAX_NESTED:
             (within,) = inner.get_payload()
-            text, charset, _ = oracle(within)  # type: ignore[arg-type]
+            text, charset, _ = oracle(within, nested + 1)  # type: ignore[arg-type]
     return Body(text, charset, [described(part) for part in attached])
 
 
@@ -250,7 +258,8 @@ def names(draw: st.DrawFn, parameter: str) -> list[str]:
 def encoded(data: bytes, encoding: str) -> bytes:
     if encoding == "base64":
         return base64.encodebytes(data).replace(b"\n", b"\r\n")
-    if encoding == "quoted-printable" and (b"\0" in data or b"\r" in data.replace(b"\r\n", b"")):
+    bare = data.replace(b"\r\n", b"")
+    if encoding == "quoted-printable" and any(octet in bare for octet in (b"\0", b"\r", b"\n")):
         return b"=\r\n".join(
             b"".join(b"=%02X" % octet for octet in data[at : at + 24])
             for at in range(0, len(data), 24)
