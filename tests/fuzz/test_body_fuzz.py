@@ -175,7 +175,7 @@ def is_text(part: PythonMessage) -> bool:
 
 
 def oracle(message: PythonMessage, nested: int = 1) -> Body:
-    """The rules for the body and the attachments, with Python's tree. nested: messages, this too."""
+    """The rules for body and attachments, with Python's tree. nested: messages, this one, too."""
     parts = [*leaves(message)]
     whole = parts == [message] and message.get_content_maintype() == "text"
     texts = parts if whole else [part for part in parts if is_text(part)]
