@@ -142,7 +142,8 @@ class Connection(Client):
         self._note_incoming()
         if self.session.refusals:
             self._log_refusals()
-        self._send()
+        if not isinstance(self._awaited, Paused):
+            self._send()  # the replies to a whole batch at once
 
     def _make_ready(self, event: TLSAsked | Paused) -> None:
         """Begin what has to be over before the session goes on."""
