@@ -118,7 +118,7 @@ def test_what_is_no_header_is_dropped_without_a_word(server: Behind, said: bytes
     before = server.log.read_text().count('reason="PROXY protocol: ')
     with server.client(said) as client:
         assert client.closed()
-    wait_for(lambda: server.log.read_text().count('reason="PROXY protocol: ') == before + 1)
+    wait_for(lambda: server.log.read_text().count('reason="PROXY protocol: ') > before)
 
 
 def test_silence_is_dropped_within_seconds(server: Behind) -> None:

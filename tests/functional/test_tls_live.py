@@ -212,7 +212,7 @@ def test_what_is_no_handshake_is_dropped_and_logged(site: Site, sent: bytes) -> 
         # An alert at most, and no reply.
         assert not re.match(rb"[2-5][0-9][0-9]", said_until_closed(link))
     if sent[:1] != b"\x16" or sent.endswith(b"junk"):
-        wait_for(lambda: site.server.log.read_text().count('reason="TLS: ') == before + 1)
+        wait_for(lambda: site.server.log.read_text().count('reason="TLS: ') > before)
     assert "fault" not in site.server.log.read_text()
 
 
