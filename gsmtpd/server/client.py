@@ -332,11 +332,11 @@ class Client(ABC):
         elif self._header is not None:
             if now - self.began > PROXY_WITHIN:
                 self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s")
-        elif now - self.began > limits.session_timeout and self._stream.unsent:
-            self._drop(reply.SESSION_TOO_LONG.lines[0])
         elif self._stream.unsent:
             if now - self._stream.unsent_since > READ_WITHIN:
                 self._drop(f"its replies were not read within {READ_WITHIN:g} s")
+            elif now - self.began > limits.session_timeout:
+                self._drop(reply.SESSION_TOO_LONG.lines[0])
         elif self._stream.shaking_hands:
             if now - self._stream.secured_since > HANDSHAKE_WITHIN:
                 self._drop(f"TLS: no handshake within {HANDSHAKE_WITHIN:g} s")

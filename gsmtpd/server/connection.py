@@ -59,8 +59,7 @@ class Connection(Client):
 
     def _execute(self, said: bytes) -> None:
         session = self.session
-        if session.no_room is not self.thread.overfull:
-            session.no_room = self.thread.overfull
+        session.no_room = self.thread.overfull
         event = session.receive(said)
         self._octets += len(said)
         if session.state >= State.CHUNKS:

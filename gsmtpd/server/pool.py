@@ -235,6 +235,8 @@ class SMTPThread(threading.Thread):
             self._sweep()
 
     def _accept(self, fd: int) -> None:
+        if fd in self._paused:
+            return  # since this very round: a sweep may come in its middle
         server = self._listeners[fd]
         try:
             server.accept_waiting()
@@ -284,8 +286,7 @@ class SMTPThread(threading.Thread):
         for server in self._servers:
             server.service_actions()
         for fd in self._listeners:
-            if fd not in self._paused:
-                self._accept(fd)  # another process may have died with the wake-up for a client
+            self._accept(fd)  # another process may have died with the wake-up for a client
         self.overloads.look()
 
     def _fault(self, connection: Client) -> None:
