@@ -22,7 +22,7 @@ class Overloads:
 
     def enter(self, kind: Overload, lasts: Callable[[], bool], message: str, *args: object) -> None:
         """There is not enough of `kind`, as long as `lasts` says. message, args: for the log."""
-        if kind not in self._lasting:
+        if kind not in self:
             self._row[Counter.OVERLOAD] |= kind
             _log.warning(message, *args)
         self._lasting[kind] = lasts
