@@ -98,6 +98,7 @@ def _listening(descriptor: int, name: str) -> socket.socket:
         or passed.type != socket.SOCK_STREAM
         or passed.family not in (socket.AF_INET, socket.AF_INET6)
     ):
+        passed.close()  # not whenever the collector comes: the number may be another file's then
         raise ActivationError(
             f"{what} is no listening TCP socket; write ListenStream=PORT and Accept=no in the"
             " socket unit, or use gsmtpd --inetd for Accept=yes"
