@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from functools import reduce
 from operator import or_
 
-MAX_ROWS = 65536  # of 80 octets, and a page of memory is taken when it is first written to
+MAX_ROWS = 65536  # of 88 octets, and a page of memory is taken when it is first written to
 
 
 class Counter(IntEnum):
@@ -23,9 +23,11 @@ class Counter(IntEnum):
     DENIED = 7  # connections answered with 554 because of [clients] deny
     CROWDED = 8  # connections answered with 421 because their address has too many
     OVERLOAD = 9  # what there is not enough of now: bits of Overload, so never summed
+    HOSTS_AWAY = 10  # database hosts that are left alone now: a bit for each, so never summed
 
 
-_OF_NOW = (Counter.CLIENTS, Counter.BEATS, Counter.OVERLOAD)  # gone with their owner
+BITS = (Counter.OVERLOAD, Counter.HOSTS_AWAY)
+_OF_NOW = (Counter.CLIENTS, Counter.BEATS, *BITS)  # gone with their owner
 
 
 class Overload(IntFlag):
@@ -54,7 +56,8 @@ class Counters:
     """A table of 64-bit integers, a row per SMTP thread, that survives a fork in shared memory.
 
     Make it before the fork. The master alone takes rows and gives them back; each thread then
-    writes its own row only, so no lock is needed. Row 0 is the master's: what those counted that
+    writes its own row only, but for HOSTS_AWAY, which is the store's. So each cell has one that
+    writes it, and no lock is needed. Row 0 is the master's: what those counted that
     are gone.
     """
 

@@ -22,6 +22,8 @@ class Outcome(Enum):
     STORED = "stored"  # committed, and the store will say so again after a power cut
     TROUBLE = "trouble"  # not committed as far as can be known; worth another try
     NO_SPACE = "no space"  # the disk or the table is full
+    AWAY = "away"  # not stored, as no database host answers, or can write, now
+    SPOOLED = "spooled"  # kept in the local spool, safe from a power cut, until the store is back
 
 
 class Duplicate(NamedTuple):

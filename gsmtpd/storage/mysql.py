@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import pymysql
 
@@ -35,13 +35,14 @@ from gsmtpd.storage.mysql_connection import (
     READ_ONLY,
     REFUSED,
     RETRY,
-    Connector,
     Database,
     code_of,
     driver,
     explain,
     store_error,
 )
+from gsmtpd.storage.mysql_doubt import Ambiguous, Session, end, session_of, stored_ids
+from gsmtpd.storage.mysql_hosts import Hosts, OnAway
 from gsmtpd.storage.mysql_look import check_settings, read_columns
 from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
 from gsmtpd.storage.mysql_query import Queries
@@ -51,30 +52,13 @@ from gsmtpd.storage.reader import Bodies, SQLReader
 _log = logging.getLogger(__name__)
 
 _TRIES = 3
-_KILL_LOOKS = 40  # looks, 0.05 s apart, whether a killed session has ended
 _LOOKUP_PAUSES = (0.0, 0.5, 1.5, 3.0)  # seconds before each look for an ambiguous batch
 _STATEMENT_BYTES = 4 * 1024 * 1024
 _ROOM_FOR_NAMES = 8192  # octets of an INSERT in front of its values
 
 
 OnCapacity = Callable[[int], None]
-
-
-class Session(NamedTuple):
-    """A connection as the server knows it. since: monotonic seconds."""
-
-    server: str
-    number: int
-    since: float
-
-
-class Ambiguous(Exception):
-    """COMMIT was sent on `session`, and whether it was carried out is not known."""
-
-    def __init__(self, error: Exception, session: Session) -> None:
-        super().__init__(error)
-        self.error = error
-        self.session = session
+_Found = TypeVar("_Found")
 
 
 class MySQLStore:
@@ -84,6 +68,7 @@ class MySQLStore:
     strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
     threads use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
+    on_away: called with the hosts that are left alone, see Hosts.
     """
 
     def __init__(
@@ -95,6 +80,7 @@ class MySQLStore:
         strict: bool = True,
         on_capacity: OnCapacity = lambda size: None,
         lookups: int = 0,
+        on_away: OnAway = lambda bits: None,
     ) -> None:
         self._database = database
         self._rows = rows
@@ -105,14 +91,16 @@ class MySQLStore:
         self._lock = threading.Lock()
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
-        self._connector = Connector(database)
+        self._hosts = Hosts(database, warn, on_away)
+        self.can_write = self._hosts.can_write
         self._beside = Beside(database.table, warn)
         self._said_as_it_is = False
-        self._queries = Queries(database, max(1, lookups))
+        self._in_doubt: set[Session] = set()
+        self._queries = Queries(database, max(1, lookups), self._hosts)
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
         self._pool = PooledDB(
-            self._connector.connect,
+            self._hosts.connect,
             maxconnections=connections,
             reset=False,
             ping=0,
@@ -187,16 +175,37 @@ class MySQLStore:
         if self._beside.uncounted:
             with suppress(pymysql.MySQLError, OSError), self._connection() as connection:
                 self._beside.count(connection)
+        self._hosts.close()
         self._queries.close()
         self._pool.close()
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
+        """A connection of the pool, to the host that is to be used now."""
         connection = self._pool.connection()
         try:
+            if self._hosts.leaves(driver(connection).to_host):
+                self._connect_again(connection)
             yield connection
         finally:
             connection.close()  # back into the pool
+
+    def _connect_again(self, connection: Any) -> None:
+        """Leave the host that `connection` leads to, unless that is done."""
+        self._table = None  # on another server it may be another
+        driver(connection).close()
+        with suppress(pymysql.MySQLError, OSError):
+            connection.rollback()  # DBUtils connects where the connection is lost
+
+    def _note(self, connection: Any, used: Any, error: Exception) -> None:
+        """Make `connection` fit for another try after `error` on the driver's own, `used`."""
+        if code_of(error) in READ_ONLY and isinstance(error, pymysql.err.Error):
+            self._hosts.failed(used.to_host, error)
+            # DBUtils may have connected again by now, perhaps to the same host.
+            if driver(connection).to_host == used.to_host:
+                driver(connection).close()
+        with suppress(pymysql.MySQLError, OSError):
+            connection.rollback()  # connects again if the connection was lost
 
     def _write(self, letters: Sequence[Letter]) -> None:
         """Try the whole transaction, again where another try can help."""
@@ -207,15 +216,12 @@ class MySQLStore:
                     self._transaction(connection, letters)
                     self._beside.stored(connection, len(letters))
                     return
+                except Ambiguous as doubt:
+                    self._note(connection, used, doubt.error)
+                    raise
                 except (pymysql.MySQLError, OSError) as error:
                     code = code_of(error)
-                    if code in READ_ONLY:
-                        self._connector.avoid(used.to_host)
-                        # DBUtils may have connected again by now, perhaps to the same host.
-                        if driver(connection).to_host == used.to_host:
-                            driver(connection).close()
-                    with suppress(pymysql.MySQLError, OSError):
-                        connection.rollback()  # connects again if the connection was lost
+                    self._note(connection, used, error)
                     if code in ALTERED | DENIED | LOST | READ_ONLY:
                         self._table = None  # a table, server or packet size that is another now
                     elif code not in RETRY:
@@ -234,8 +240,7 @@ class MySQLStore:
             cursor.execute(statement)
         self._beside.write(cursor, letters)
         cursor.close()
-        used = driver(connection)
-        session = Session(used.server, used.thread_id(), used.since)
+        session = session_of(driver(connection))
         try:
             connection.commit()
         except Exception as error:
@@ -289,48 +294,53 @@ class MySQLStore:
             except (pymysql.MySQLError, OSError) as error:
                 text = explain(error, self._database)
                 continue
+            if not over:
+                self._in_doubt.add(doubt.session)
             return over, [
                 Outcome.STORED if letter.message.id in stored else Outcome.TROUBLE
                 for letter in letters
             ]
+        self._in_doubt.add(doubt.session)
         self._health.trouble(text)
-        return False, [Outcome.TROUBLE] * len(letters)
+        return False, [self._trouble()] * len(letters)
+
+    def _trouble(self) -> Outcome:
+        return Outcome.TROUBLE if self._hosts.can_write() else Outcome.AWAY
 
     def _stored(self, letters: Sequence[Letter], session: Session) -> tuple[bool, set[str]]:
         """Whether `session` is over for good, and the ids of `letters` that are stored."""
         ids = [letter.message.id for letter in letters]
-        with self._connection() as connection:
-            try:
-                cursor = connection.cursor()
-                over = self._end(cursor, driver(connection).server, session)
-                marks = ", ".join(["%s"] * len(ids))
-                table = self._database.table
-                cursor.execute(
-                    f"SELECT DISTINCT `hash` FROM `{table}` WHERE `hash` IN ({marks})", ids
-                )
-                return over, {row[0] for row in cursor.fetchall()}
-            except (pymysql.MySQLError, OSError):
-                with suppress(pymysql.MySQLError, OSError):
-                    connection.rollback()
-                raise
+        return self._ask(
+            lambda used: (end(used, session), stored_ids(used, self._database.table, ids))
+        )
 
-    def _end(self, cursor: Any, server: str, session: Session) -> bool:
-        """Kill `session`, that its COMMIT may not arrive late. True once it is over."""
-        if server != session.server:
-            return False  # here its number is somebody else's
-        cursor.execute("SHOW GLOBAL STATUS LIKE 'Uptime'")
-        if int(cursor.fetchone()[1]) < time.monotonic() - session.since - 1:
-            return True  # the server was started since, so numbers are others' now
-        for _ in range(_KILL_LOOKS):
-            cursor.execute(
-                "SELECT 1 FROM information_schema.processlist WHERE id = %s", (session.number,)
-            )
-            if cursor.fetchone() is None:
-                return True
-            with suppress(pymysql.MySQLError):
-                cursor.execute("KILL CONNECTION %s", (session.number,))
-            time.sleep(0.05)
-        return False
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the message `ids` that are stored. Raises StoreError.
+
+        Sessions whose COMMIT was left in doubt are ended first, lest they store more later.
+        """
+
+        def look(used: Any) -> set[str]:
+            self._in_doubt -= {session for session in [*self._in_doubt] if end(used, session)}
+            return stored_ids(used, self._database.table, ids)
+
+        try:
+            return self._ask(look)
+        except (pymysql.MySQLError, OSError) as error:
+            raise store_error(self._hosts.trouble() or error, self._database) from error
+
+    def _ask(self, look: Callable[[Any], _Found]) -> _Found:
+        """What `look` finds over a driver's connection; over a fresh one where that was lost."""
+        with self._connection() as connection:
+            for last in (False, True):
+                used = driver(connection)
+                try:
+                    return look(used)
+                except (pymysql.MySQLError, OSError) as error:
+                    self._note(connection, used, error)
+                    if last or code_of(error) not in LOST | READ_ONLY:
+                        raise
+        raise AssertionError("one of two tries ends this")
 
     def _after_error(self, letters: Sequence[Letter], error: Exception) -> list[Result]:
         code = code_of(error)
@@ -357,18 +367,10 @@ class MySQLStore:
             )
             return [Outcome.TROUBLE]
         if code in LOST:
-            error = self._reason(error)
+            error = self._hosts.trouble() or error  # DBUtils raises only that one was lost
         text = str(error) if isinstance(error, StoreError) else explain(error, self._database)
         self._health.trouble(text)
-        return [Outcome.NO_SPACE if code in NO_SPACE else Outcome.TROUBLE] * len(letters)
-
-    def _reason(self, error: Exception) -> Exception:
-        """Why no connection can be had; DBUtils raises only that one was lost."""
-        try:
-            self._connector.connect().close()
-        except pymysql.MySQLError as reason:
-            return reason
-        return error
+        return [Outcome.NO_SPACE if code in NO_SPACE else self._trouble()] * len(letters)
 
     def _known_table(self, connection: Any) -> MailTable:
         table = self._table
@@ -397,7 +399,7 @@ class MySQLStore:
 def open_reader(database: Database, bodies: Bodies | None = None) -> SQLReader:
     """A reader of the mail table. bodies: the body store, if there is one. Raises StoreError."""
     try:
-        connection = Connector(database).connect()
+        connection = Hosts(database).connect()
     except pymysql.MySQLError as error:
         raise store_error(error, database) from error
     return SQLReader(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,6 @@ from gsmtpd.storage.base import StoreError, StorePermissionError
 CONNECT_TIMEOUT = 5  # seconds; PyMySQL has no default for the other two and would wait for ever
 READ_TIMEOUT = 15
 WRITE_TIMEOUT = 15
-AVOID_FOR = 5.0  # seconds before a host that would not write is tried first again
 
 RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification conflict)
 NO_SPACE = {1021, 1114, 28}  # disk full, table full
@@ -53,40 +51,14 @@ class Database:
     table: str = "new_mail"
 
 
-class Connector:
-    """Makes connections to the first of the database's hosts that takes one and can write.
+def connect_to(
+    host: Host, database: Database, timeout: int, read_timeout: float | None = None
+) -> Any:
+    """A connection to `host`. Raises pymysql.err.Error.
 
-    read_timeout: seconds that an answer may take, None for READ_TIMEOUT.
+    timeout: seconds to connect in, and for each answer until it is made. read_timeout: seconds
+    that an answer may take from then on, None for READ_TIMEOUT.
     """
-
-    def __init__(self, database: Database, read_timeout: float | None = None) -> None:
-        self._database = database
-        self._read_timeout = READ_TIMEOUT if read_timeout is None else read_timeout
-        self._lock = threading.Lock()
-        self._avoided: dict[Host, float] = {}  # until when, monotonic seconds
-
-    def connect(self) -> Any:
-        """A connection. Raises pymysql.err.Error, that of the first host tried."""
-        now = time.monotonic()
-        with self._lock:
-            avoided = {host for host, until in self._avoided.items() if until > now}
-        trouble: pymysql.err.Error | None = None
-        # The avoided ones last: a host that reads only is better than none, it may have changed.
-        for host in sorted(self._database.hosts, key=avoided.__contains__):
-            try:
-                return _connect_to(host, self._database, self._read_timeout)
-            except pymysql.err.Error as error:
-                trouble = trouble or error
-        assert trouble is not None
-        raise trouble
-
-    def avoid(self, host: Host) -> None:
-        """Try `host` last for a while: it is read-only, as after a failover."""
-        with self._lock:
-            self._avoided[host] = time.monotonic() + AVOID_FOR
-
-
-def _connect_to(host: Host, database: Database, read_timeout: float) -> Any:
     connection: Any = _Connection(
         host=host.name,
         port=host.port,
@@ -105,8 +77,9 @@ def _connect_to(host: Host, database: Database, read_timeout: float) -> Any:
     connection.since = time.monotonic()
     # As PyMySQL says of Unix sockets it has made: passwords go over them as they are.
     connection._secure = host.unix_socket is not None
+    connected = _socket_to(host, timeout)
     try:
-        connection.connect(_socket_to(host, read_timeout))
+        connection.connect(connected)
     except RuntimeError as error:  # of PyMySQL: a password is to be encrypted, and it cannot
         raise pymysql.err.OperationalError(
             CANNOT_ENCRYPT,
@@ -118,6 +91,7 @@ def _connect_to(host: Host, database: Database, read_timeout: float) -> Any:
     if connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
         connection.close()
         raise pymysql.err.OperationalError(0, "the server keeps NO_BACKSLASH_ESCAPES on")
+    _bound(connected, READ_TIMEOUT if read_timeout is None else read_timeout)
     return connection
 
 
@@ -147,27 +121,31 @@ class _TimedSocket(socket.socket):
             raise TimeoutError("timed out") from error
 
 
-def _socket_to(host: Host, read_timeout: float) -> socket.socket:
+def _socket_to(host: Host, timeout: int) -> socket.socket:
     """A socket to `host`. Raises pymysql.err.OperationalError (2003)."""
     try:
         if host.unix_socket:
             connected = socket.socket(socket.AF_UNIX)
-            connected.settimeout(CONNECT_TIMEOUT)
+            connected.settimeout(timeout)
             connected.connect(host.unix_socket)
         else:
-            connected = socket.create_connection((host.name, host.port), CONNECT_TIMEOUT)
+            connected = socket.create_connection((host.name, host.port), timeout)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except OSError as error:
         raise pymysql.err.OperationalError(2003, f"cannot connect to {host}: {error}") from error
     connected.settimeout(None)
     timed = _TimedSocket(fileno=connected.detach())
+    _bound(timed, timeout)
+    return timed
+
+
+def _bound(connected: socket.socket, read_timeout: float) -> None:
     for option, seconds in (
         (socket.SO_RCVTIMEO, read_timeout),
         (socket.SO_SNDTIMEO, WRITE_TIMEOUT),
     ):
-        timed.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
-    return timed
+        connected.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
 
 
 def driver(pooled: Any) -> Any:

@@ -21,11 +21,11 @@ from gsmtpd.storage.mysql_connection import (
     LOST,
     READ_ONLY,
     RETRY,
-    Connector,
     Database,
     code_of,
     explain,
 )
+from gsmtpd.storage.mysql_hosts import Hosts
 from gsmtpd.storage.upkeep import AFTER_DENIED, AFTER_TROUBLE
 
 NOT_ROWS = 1665  # a statement-based binary log, which READ COMMITTED cannot be written to
@@ -45,7 +45,7 @@ class Link:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.made = 0  # connections so far: what was learnt through an earlier one may be old
-        self._connector = Connector(database)
+        self._hosts = Hosts(database)
         self._connection: Any = None
         self._isolation = "READ COMMITTED"
         self._is_ours = False  # the lock of `alone`
@@ -100,8 +100,12 @@ class Link:
         code = code_of(error)
         if code == NOT_ROWS:
             self._isolation = "REPEATABLE READ"
-        elif code in READ_ONLY and self._connection is not None:
-            self._connector.avoid(self._connection.to_host)
+        elif (
+            code in READ_ONLY
+            and self._connection is not None
+            and isinstance(error, pymysql.err.Error)
+        ):
+            self._hosts.failed(self._connection.to_host, error)
         if code in RETRY | DENIED:
             return
         self.close()
@@ -116,7 +120,7 @@ class Link:
 
     def _connected(self) -> Any:
         if self._connection is None:
-            connection = self._connector.connect()
+            connection = self._hosts.connect()
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SET SESSION lock_wait_timeout=1, innodb_lock_wait_timeout=1,"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pymysql
 
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.mysql_connection import LOST, Connector, Database, code_of, driver, explain
+from gsmtpd.storage.mysql_connection import LOST, Database, code_of, driver, explain
+from gsmtpd.storage.mysql_hosts import Hosts
 from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
 
 _READ_TIMEOUT = 5.0  # seconds
@@ -18,17 +20,17 @@ _INCOMPARABLE = {1267, 1270, 1271, 1300, 1366, 3854, 3988}
 
 
 class Queries:
-    """Statements with one parameter, `%s`, for so many `threads`.
+    """Statements with one parameter, `%s`, for so many `threads`, on the first of `hosts`.
 
     They have a pool of their own: DBUtils connects with a pool's lock held, and writers that had a
     connection waited 5.5 s for the lock where the first of two hosts was dead. None of them waits
     for an answer longer than a client does.
     """
 
-    def __init__(self, database: Database, threads: int) -> None:
+    def __init__(self, database: Database, threads: int, hosts: Hosts) -> None:
         self._database = database
         self._pool = PooledDB(
-            Connector(database, read_timeout=_READ_TIMEOUT).connect,
+            partial(hosts.connect, _READ_TIMEOUT, reads_only=True),
             maxconnections=threads,
             reset=False,
             ping=0,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pymysql
 
-from gsmtpd.storage.mysql_connection import LOST, Connector, Database, code_of, store_error
+from gsmtpd.storage.mysql_connection import LOST, Database, code_of, store_error
+from gsmtpd.storage.mysql_hosts import Hosts
 
 
 def execute(database: Database, sql: Sequence[str]) -> list[str]:
@@ -18,7 +19,7 @@ def execute(database: Database, sql: Sequence[str]) -> list[str]:
     """
     left_out: list[str] = []
     try:
-        connection = Connector(database).connect()
+        connection = Hosts(database).connect()
         try:
             with connection.cursor() as cursor:
                 for statement in sql:

@@ -18,7 +18,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from gsmtpd.storage.mysql_connection import Connector, Database, Host, store_error
+from gsmtpd.storage.mysql_connection import Database, Host, store_error
+from gsmtpd.storage.mysql_hosts import Hosts
 
 CHALLENGE = b"challenge of twelve!"
 CAPABILITIES = 0x8 | 0x200 | 0x8000 | 0x80000  # database, protocol 4.1, long challenge, plugins
@@ -91,7 +92,7 @@ def test_as_it_is_over_a_unix_socket(
         listening.listen()
         answer = executor.submit(password_of_one_client, listening, key)
         with pytest.raises(pymysql.err.OperationalError):  # the server hangs up then
-            Connector(database(Host("localhost", unix_socket=str(tmp_path / "socket")))).connect()
+            Hosts(database(Host("localhost", unix_socket=str(tmp_path / "socket")))).connect()
         assert answer.result() == b"as it is: a password\0"
 
 
@@ -99,7 +100,7 @@ def test_encrypted_over_tcp(executor: ThreadPoolExecutor, key: rsa.RSAPrivateKey
     with socket.create_server(("127.0.0.1", 0)) as listening:
         answer = executor.submit(password_of_one_client, listening, key)
         with pytest.raises(pymysql.err.OperationalError):
-            Connector(database(Host(*listening.getsockname()))).connect()
+            Hosts(database(Host(*listening.getsockname()))).connect()
         assert answer.result() == b"encrypted: a password\0"
 
 
@@ -111,7 +112,7 @@ def test_what_is_missing_is_said(
         executor.submit(password_of_one_client, listening, key)
         host = Host(*listening.getsockname())
         with pytest.raises(pymysql.err.OperationalError) as raised:
-            Connector(database(host)).connect()
+            Hosts(database(host)).connect()
     said = str(store_error(raised.value, database(host)))
     assert "python3-cryptography" in said
     assert "caching_sha2_password" in said

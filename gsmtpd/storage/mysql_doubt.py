@@ -1,0 +1,82 @@
+"""Was a COMMIT carried out whose answer was lost? How a database is asked, and who is not trusted.
+
+All on one connection of the driver itself: DBUtils would connect again behind our back, perhaps to
+another server, and half of the answer would be that one's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pymysql
+
+_KILL_LOOKS = 40  # looks, 0.05 s apart, whether a killed session has ended
+
+
+class Session(NamedTuple):
+    """A connection as the server knows it. since: monotonic seconds."""
+
+    server: str
+    number: int
+    since: float
+
+
+class Ambiguous(Exception):
+    """COMMIT was sent on `session`, and whether it was carried out is not known."""
+
+    def __init__(self, error: Exception, session: Session) -> None:
+        super().__init__(error)
+        self.error = error
+        self.session = session
+
+
+def session_of(used: Any) -> Session:
+    """The session that the driver's connection `used` is."""
+    return Session(used.server, used.thread_id(), used.since)
+
+
+def end(used: Any, session: Session) -> bool:
+    """Kill `session` over `used`, that its COMMIT may not arrive late. True once it is over.
+
+    Raises pymysql.err.Error.
+    """
+    if used.server != session.server:
+        return False  # here its number is somebody else's
+    with used.cursor() as cursor:
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Uptime'")
+        if int(cursor.fetchone()[1]) < time.monotonic() - session.since - 1:
+            return True  # the server was started since, so numbers are others' now
+        for _ in range(_KILL_LOOKS):
+            cursor.execute(
+                "SELECT 1 FROM information_schema.processlist WHERE id = %s", (session.number,)
+            )
+            if cursor.fetchone() is None:
+                return True
+            with suppress(pymysql.MySQLError):
+                cursor.execute("KILL CONNECTION %s", (session.number,))
+            time.sleep(0.05)
+    return False
+
+
+def stored_ids(used: Any, table: str, ids: Sequence[str]) -> set[str]:
+    """Those of the message `ids` that `table` has, on whichever node of a cluster they came.
+
+    Raises pymysql.err.Error.
+    """
+    marks = ", ".join(["%s"] * len(ids))
+    with used.cursor() as cursor:
+        _wait_for_others(cursor, 1)
+        try:
+            cursor.execute(f"SELECT DISTINCT `hash` FROM `{table}` WHERE `hash` IN ({marks})", ids)
+            return {row[0] for row in cursor.fetchall()}
+        finally:
+            _wait_for_others(cursor, 0)
+
+
+def _wait_for_others(cursor: Any, causality: int) -> None:
+    """Have reads wait, or not, until what other nodes of a Galera cluster committed is here."""
+    with suppress(pymysql.MySQLError):  # a server that has no such variable
+        cursor.execute(f"SET SESSION wsrep_sync_wait = {causality}")

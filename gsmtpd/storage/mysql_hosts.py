@@ -1,0 +1,163 @@
+"""Which of the database's hosts is used, and which is left alone for a while?
+
+Each host has a circuit breaker. It opens where no connection can be had, or where a host says that
+it cannot write now. From then on nobody waits for that host: one thread of the process tries it,
+after a pause that grows to PROBE_AT_MOST seconds, until it takes a connection and a write again.
+Statements go to the first host whose breaker is closed, so they are back at an earlier one once
+that has been well for STEADY seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pymysql
+
+from gsmtpd.complaints import Complaints
+from gsmtpd.storage.mysql_connection import (
+    CONNECT_TIMEOUT,
+    LOST,
+    READ_ONLY,
+    Database,
+    Host,
+    code_of,
+    connect_to,
+)
+
+PROBE_FIRST = 0.25  # seconds from the failure to the first probe; doubled for each that fails
+PROBE_AT_MOST = 2.0
+PROBE_TIMEOUT = 3  # seconds, whole ones: to connect, and for each answer
+# While another host is in use, one that comes and goes would have everybody change each time.
+STEADY = 3.0
+_MOST_TOLD = 63  # hosts, as bits of a signed number of 64
+_READS_ALONE = READ_ONLY - {1047}  # a Galera node outside the primary component does not read, too
+
+_log = logging.getLogger(__name__)
+
+OnAway = Callable[[int], None]
+
+
+class Hosts:
+    """The hosts of `database`, in order of preference. Threads may share it.
+
+    warn: say in the log which one is left, where there are several. on_away: called when it
+    changes with the hosts whose breaker is open: bit 0 for the first.
+    """
+
+    def __init__(
+        self, database: Database, warn: bool = False, on_away: OnAway = lambda bits: None
+    ) -> None:
+        self._database = database
+        self._warn = warn and len(database.hosts) > 1
+        self._on_away = on_away
+        self._lock = threading.Lock()
+        self._away: dict[Host, pymysql.err.Error] = {}  # those whose breaker is open, and why
+        self._closed = threading.Event()
+        self._complaints = {
+            host: Complaints(f"mysql: host {host}") for host in self._database.hosts
+        }
+
+    def connect(self, read_timeout: float | None = None, reads_only: bool = False) -> Any:
+        """A connection to the first host that gives one. Raises pymysql.err.Error.
+
+        Where all breakers are open it raises at once what opened the first of them. read_timeout:
+        seconds, see connect_to. reads_only: a host that only reads will do, if none writes.
+        """
+        hosts = self._usable(reads_only)
+        trouble = self._away.get(self._database.hosts[0])
+        for host in hosts:
+            try:
+                return connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout)
+            except pymysql.err.Error as error:
+                self.failed(host, error)
+                trouble = error
+        raise trouble or pymysql.err.OperationalError(2003, "the hosts have just changed")
+
+    def _usable(self, reads_only: bool) -> list[Host]:
+        hosts = [host for host in self._database.hosts if host not in self._away]
+        if not hosts and reads_only:
+            hosts = [h for h, why in self._away.copy().items() if code_of(why) in _READS_ALONE]
+        return hosts
+
+    def failed(self, host: Host, error: pymysql.err.Error) -> None:
+        """Open the breaker of `host`: it gave no connection, or cannot write now."""
+        with self._lock:
+            watched = host in self._away
+            self._away[host] = error
+            if watched or self._closed.is_set():
+                return
+            self._tell()
+            name = f"probe-{host}"
+            threading.Thread(target=self._watch, args=(host,), name=name, daemon=True).start()
+        if self._warn:
+            self._complaints[host].say(f"it is left alone until it can be used: {error.args[-1]}")
+
+    def can_write(self) -> bool:
+        """Whether there is a host whose breaker is closed."""
+        return len(self._away) < len(self._database.hosts)
+
+    def trouble(self) -> pymysql.err.Error | None:
+        """Why the first host cannot be used, if none can."""
+        return None if self.can_write() else self._away.get(self._database.hosts[0])
+
+    def leaves(self, host: Host) -> bool:
+        """Whether a connection to `host` should be given up for one to another host."""
+        if len(self._database.hosts) == 1:
+            return False
+        return next((h for h in self._database.hosts if h not in self._away), host) != host
+
+    def close(self) -> None:
+        """Try no host any more."""
+        self._closed.set()
+
+    def _tell(self) -> None:
+        hosts = self._database.hosts[:_MOST_TOLD]
+        self._on_away(sum(1 << number for number, h in enumerate(hosts) if h in self._away))
+
+    def _watch(self, host: Host) -> None:
+        """What the thread does that tries `host`, until it is well."""
+        pause = PROBE_FIRST
+        well_since: float | None = None
+        while not self._closed.wait(pause):
+            error = self._probe(host)
+            if error is None:
+                now = time.monotonic()
+                well_since = now if well_since is None else well_since
+                if not self.can_write() or now - well_since >= STEADY:
+                    self._well(host)
+                    return
+                pause = PROBE_FIRST
+            else:
+                self._away[host] = error
+                well_since = None
+                pause = min(pause * 2, PROBE_AT_MOST)
+
+    def _well(self, host: Host) -> None:
+        with self._lock:
+            del self._away[host]
+            self._tell()
+        if self._warn:
+            self._complaints[host].over()
+
+    def _probe(self, host: Host) -> pymysql.err.Error | None:
+        """What keeps `host` from being used, if anything does."""
+        try:
+            connection = connect_to(host, self._database, PROBE_TIMEOUT, PROBE_TIMEOUT)
+        except pymysql.err.Error as error:
+            return error
+        table = self._database.table
+        try:
+            with closing(connection), connection.cursor() as cursor:
+                # A read-only server, or a node outside the primary component, refuses it.
+                cursor.execute(
+                    f"INSERT INTO `{table}` (`hash`) SELECT `hash` FROM `{table}` WHERE FALSE"
+                )
+        except pymysql.err.Error as error:
+            # A table or a right that is missing is for the next mail to find out.
+            return error if code_of(error) in READ_ONLY | LOST else None
+        return None
