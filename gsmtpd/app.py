@@ -18,7 +18,7 @@ from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
-from gsmtpd.metrics import Counters
+from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.certificates import Certificates
@@ -26,13 +26,14 @@ from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
-from gsmtpd.storage import mysql, mysql_schema, sqlite
+from gsmtpd.storage import mysql, mysql_schema, spool, sqlite
 from gsmtpd.storage.base import Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.counter import counter_chore
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
 from gsmtpd.storage.mysql_connection import Database, Host
+from gsmtpd.storage.mysql_hosts import OnAway
 from gsmtpd.storage.mysql_link import Link
 from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import Bodies, MailReader
@@ -44,6 +45,7 @@ from gsmtpd.storage.retention import (
     sqlite_chore,
 )
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
 
@@ -96,6 +98,14 @@ def make_database(config: Config) -> Database:
     return Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
 
 
+def database_status(config: Config, away: int) -> list[dict[str, object]]:
+    """The configured hosts of the database. away: those that some worker leaves alone, as bits."""
+    hosts = make_database(config).hosts if config.store.backend == "mysql" else ()
+    return [
+        {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
+    ]
+
+
 def make_reader(config: Config) -> MailReader:
     """A reader of the configured store. Raises StoreError."""
     if config.store.backend == "sqlite":
@@ -146,6 +156,8 @@ def check_store(config: Config) -> None:
     if config.store.backend == "sqlite":
         sqlite.check(config.store.sqlite.path)
     elif config.store.backend == "mysql":
+        if config.store.spool:
+            spool.check(config.store.spool)
         store = make_store(config)
         try:
             store.prepare()
@@ -182,10 +194,12 @@ def _check_query(section: str, finds: Callable[[str], bool]) -> None:
 def prepare_store(config: Config) -> None:
     """Make the mail file before any fork: unlike a database server it will not come by itself.
 
-    Raises StoreError.
+    Likewise the spool. Raises StoreError.
     """
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
+    elif config.store.backend == "mysql" and config.store.spool:
+        spool.prepare(config.store.spool)
 
 
 def settle_store(config: Config) -> None:
@@ -210,9 +224,16 @@ def make_engine(
     several processes that warns of what concerns all. Without listeners there is one server for
     clients that are accepted elsewhere; it speaks as the first listener would.
     """
+    _arm_failpoints()
     servers: list[SMTPServer] = []
-    database = make_database_store(config, partial(_limit_size, servers, first), first)
-    writer = _make_writer(config, database)
+    away = share.counters.row(share.rows[0])
+    database = make_database_store(
+        config,
+        partial(_limit_size, servers, first),
+        first,
+        partial(away.__setitem__, Counter.HOSTS_AWAY),
+    )
+    writer, drainers = _make_writer(config, database, spools=bool(listeners))
     lookups = make_lookups(config, database)
     pool = SMTPThreadPool(
         [SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log()) for row in share.rows]
@@ -239,7 +260,14 @@ def make_engine(
         )
     # Where clients are accepted elsewhere, each has a process: that is no place for upkeep.
     upkeep = _make_upkeep(config, policy, first) if listeners else []
-    return Engine(servers, pool, writer, lookups, upkeep)
+    return Engine(servers, pool, writer, lookups, [*upkeep, *drainers])
+
+
+def _arm_failpoints() -> None:
+    if directory := os.environ.get("GSMTPD_FAILPOINTS"):
+        from gsmtpd.failpoints import arm  # only for tests: nothing is to cost anything otherwise
+
+        arm(directory)
 
 
 def make_store(
@@ -262,6 +290,7 @@ def make_database_store(
     config: Config,
     on_capacity: mysql.OnCapacity = lambda size: None,
     warn: bool = False,
+    on_away: OnAway = lambda bits: None,
 ) -> sqlite.SQLiteStore | mysql.MySQLStore | None:
     """The configured database alone, not connected yet; None for null."""
     chosen = config.store
@@ -271,8 +300,11 @@ def make_database_store(
         return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
     if chosen.backend == "mysql":
         database, connections = make_database(config), chosen.mysql.connections
+        connections += bool(chosen.spool)  # what empties it writes, too
         lookups = query_threads(config)
-        return mysql.MySQLStore(database, rows, connections, warn, durable, on_capacity, lookups)
+        return mysql.MySQLStore(
+            database, rows, connections, warn, durable, on_capacity, lookups, on_away
+        )
     return None
 
 
@@ -298,14 +330,23 @@ def make_body_store(config: Config) -> BodyStore | None:
 
 
 def _make_writer(
-    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore | None
-) -> GroupCommitWriter | None:
+    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore | None, spools: bool
+) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
+    """What stores mail, and what empties the spool, if there is one.
+
+    spools: False for a process that serves one client, and leaves nobody to empty it.
+    """
     if database is None:
-        return None
+        return None, []
     chosen = config.store
     store = _with_more(config, database)
-    threads = 1 if chosen.backend == "sqlite" else chosen.mysql.connections
-    return GroupCommitWriter(store, threads)
+    if isinstance(database, sqlite.SQLiteStore):
+        return GroupCommitWriter(store, 1), []
+    drainers = []
+    if chosen.spool and spools:
+        store, drainer = with_spool(store, database, chosen.spool, chosen.spool_size)
+        drainers.append(Upkeep([drainer], name="drainer"))
+    return GroupCommitWriter(store, chosen.mysql.connections), drainers
 
 
 def keep_times(config: Config) -> Times:

@@ -66,13 +66,13 @@ __all__ = [
     "Address", "BodyAddress", "BodyConfig", "CertificateConfig", "ClientsConfig", "Config",
     "ConfigError", "ContentConfig", "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig",
     "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
-    "StoreConfig", "TLSConfig", "control_socket", "dump", "load",
+    "StoreConfig", "TLSConfig", "control_socket", "dump", "load", "spool",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
 PREFIX = "GSMTPD_"
 DEFAULT_LISTENER = "mx"  # the one there is without [listen]
-NOT_SETTINGS = ("GSMTPD_TEST_", "GSMTPD_RUN_")  # variables of scripts/, not of the daemon
+NOT_SETTINGS = ("GSMTPD_TEST_", "GSMTPD_RUN_", "GSMTPD_FAILPOINTS")  # of scripts/ and of tests
 
 _LISTENER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FIELDS = {"address": "addresses", "host": "hosts"}  # keys that hold a list
@@ -101,7 +101,7 @@ def load(
     config_tls.check(listeners, tls, report)
     config_tls.check_memory(tree, report)
     password, secret_file = _password(tree["store"]["mysql"], report)
-    _check_queries(tree, report)
+    _check_backend(tree, report)
     if log_file is not None:
         tree["log"]["file"] = _log_file(log_file, report)
     report.raise_problems()
@@ -121,12 +121,33 @@ def control_socket(path: str, environ: Mapping[str, str] = os.environ) -> str:
 
     Raises ConfigError if the file cannot be read at all.
     """
+    return str(_only(path, environ, "server", "control_socket")[0])
+
+
+def spool(path: str, environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """The directory of the spool, "" for none, and the bytes it may take; as `control_socket`.
+
+    Raises ConfigError also for what is wrong there.
+    """
+    backend, folder, most = _only(path, environ, "store", "backend", "spool", "spool_size")
+    return (folder if backend == "mysql" else ""), most
+
+
+def _only(path: str, environ: Mapping[str, str], section: str, *keys: str) -> list[Any]:
+    """The values of a few keys of a section. Raises ConfigError."""
     tree, report = parse(path)
     spec = _read_spec()
     settle(tree, spec, report)
-    default = Validator(CHECKS).get_default_value(spec["server"]["control_socket"])
-    in_file = tree.get("server", {}).get("control_socket", default)
-    return str(environ.get(PREFIX + "SERVER_CONTROL_SOCKET", in_file))
+    validator = Validator(CHECKS)
+    values = []
+    for key in keys:
+        check, place = spec[section][key], Place((section,), key)
+        text = environ.get(_variable(place), tree.get(section, {}).get(key))
+        try:
+            values.append(validator.check(check, text, missing=text is None))
+        except ValidateError as error:
+            raise ConfigError(f"{path}: {place}: {error}") from error
+    return values
 
 
 def dump(config: Config) -> str:
@@ -308,11 +329,16 @@ def _password(mysql: Any, report: Report) -> tuple[str, str]:
     return password, file
 
 
-def _check_queries(tree: Any, report: Report) -> None:
+def _check_backend(tree: Any, report: Report) -> None:
+    """Is there what needs another [store] backend?"""
     for section in ("domains", "recipients"):
         if tree[section]["query"] and tree["store"]["backend"] == "null":
             wrong = "asks a database, and [store] backend is null; set that to sqlite or mysql"
             report.problem(Place((section,), "query"), wrong)
+    backend = tree["store"]["backend"]
+    if tree["store"]["spool"] and backend != "mysql":
+        place = Place(("store",), "spool")
+        report.warn(place, f"is for backend = mysql; mail for {backend} never waits there")
 
 
 def _log_file(name: str, report: Report) -> str:
@@ -355,6 +381,8 @@ def _build(
             sqlite=SQLiteConfig(**store["sqlite"]),
             mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
             body=BodyConfig(**store["body"]),
+            spool=store["spool"],
+            spool_size=store["spool_size"],
         ),
         log=LogConfig(**tree["log"]),
         warnings=tuple(report.warnings),

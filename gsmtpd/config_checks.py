@@ -205,6 +205,17 @@ def optional_path(value: str) -> str:
 
 
 @_check
+def path_or_no(value: str) -> str:
+    """An absolute path, or "" for "no"."""
+    if value.lower() == "no":
+        return ""
+    try:
+        return config_hosts.path(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or no") from None
+
+
+@_check
 def table_name(value: str) -> str:
     """The name of a table, fit to stand in SQL."""
     if not re.fullmatch(r"\w+", value, re.ASCII):
@@ -346,7 +357,7 @@ def written(check: str, value: object) -> str:
         return "yes" if value else "no"
     if check == "auto_number" and value is None:
         return "auto"
-    if check == "optional_number" and value is None:
+    if (check, value) in (("optional_number", None), ("path_or_no", "")):
         return "no"
     if check == "size" and isinstance(value, int):
         return config_numbers.written_size(value)

@@ -146,7 +146,7 @@ class BodyConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """[store]; dedupe_window in seconds, None for none."""
+    """[store]; dedupe_window in seconds, None for none. spool: "" for no; its size in bytes."""
 
     backend: str
     keep: Keep
@@ -155,6 +155,8 @@ class StoreConfig:
     sqlite: SQLiteConfig
     mysql: MySQLConfig
     body: BodyConfig
+    spool: str = ""
+    spool_size: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,11 @@ from typing import Any
 
 from gsmtpd import __version__, app, cli, ctl_check, ctl_import, ctl_mail, ctl_purge, ctl_why
 from gsmtpd.config import ConfigError, control_socket
+from gsmtpd.config import spool as spool_of
 from gsmtpd.control import ControlError, ask, ask_to_stop
 from gsmtpd.mailfiles import FORMATS
 from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.storage.spool import look
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,8 +177,43 @@ def _control_socket(options: argparse.Namespace) -> str:
 
 def _status(options: argparse.Namespace) -> int:
     status = ask(_control_socket(options), "status", 5.0)
+    status["spool"] = _spool(options.config)
     print(json.dumps(status, indent=2) if options.json else "\n".join(_said(status)))
     return cli.EX_OK
+
+
+def _spool(path: str) -> dict[str, Any] | None:
+    """What waits in the spool of that configuration; None if it has none."""
+    try:
+        folder, most = spool_of(path)
+        if not folder:
+            return None
+        return {"path": folder, **look(folder, most)._asdict()}
+    except (ConfigError, StoreError) as error:
+        return {"error": str(error)}  # no reason not to tell the rest
+
+
+def _said_spool(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "off"
+    if "error" in found:
+        return f"unknown: {found['error']}"
+    if not found["messages"]:
+        return "empty"
+    said = [f"{found['messages']} messages", f"{_size(found['octets'])} of {_size(found['most'])}"]
+    if found["oldest"] is not None:
+        said.append(f"oldest {_lasting(max(0.0, time.time() - found['oldest']))}")
+    if found["aside"]:
+        said.append(f"{found['aside']} set aside")
+    return ", ".join(said)
+
+
+def _size(octets: int) -> str:
+    """Octets as people say them."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if octets >= 1 << power:
+            return f"{octets / (1 << power):.3g} {unit}"
+    return f"{octets / 1024:.0f} KiB"
 
 
 def _said(status: dict[str, Any]) -> Iterator[str]:
@@ -197,6 +234,9 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
         f"Sent away:  {status['turned_away']} (max_clients),"
         f" {status['crowded']} (max_clients_per_ip), {status['denied']} (deny)"
     )
+    for host in status["database"]:
+        yield f"Database:   {host['host']}{', away: it is left alone' if host['away'] else ''}"
+    yield f"Spool:      {_said_spool(status['spool'])}"
     yield f"Overload:   {', '.join(status['overload']) or 'none'}"
     yield (
         f"Messages:   {status['accepted']} accepted ({status['received_bytes']} bytes),"

@@ -204,7 +204,7 @@ class _Importer:
 
 
 def _is_lost(outcome: object) -> bool:
-    return outcome in (Outcome.TROUBLE, Outcome.NO_SPACE)
+    return outcome in (Outcome.TROUBLE, Outcome.NO_SPACE, Outcome.AWAY)
 
 
 # ---- the command -------------------------------------------------------------------------------

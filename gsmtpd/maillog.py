@@ -151,6 +151,14 @@ class MailLog:
         fields = ("of", of), ("reply", str(reply.code))
         self._message("duplicate", message, message.envelope.recipients, delay, *fields)
 
+    def spooled(self, message: Message, reply: Reply, delay: float) -> None:
+        """A message was answered with `reply`, and waits in the spool until it is stored.
+
+        It is accepted, as far as its client and those who count are concerned.
+        """
+        fields = ("reply", str(reply.code)), ("spooled", "yes")
+        self._message("accepted", message, message.envelope.recipients, delay, *fields)
+
     def discarded(self, message: Message, reply: Reply, delay: float) -> None:
         """A message was answered with `reply`, and thrown away for those who are to be discarded.
 

@@ -22,7 +22,7 @@ from gsmtpd import __version__, app, worker
 from gsmtpd.config import Config
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.maillog import timestamp
-from gsmtpd.metrics import Counter, Overload
+from gsmtpd.metrics import BITS, Counter, Overload
 from gsmtpd.next_setup import NotReloadedError, read_anew, renewed
 from gsmtpd.policy.lists import ListError
 from gsmtpd.recent import Recent
@@ -422,8 +422,11 @@ class Master:
             **{
                 counter.name.lower(): self._workers.counters.total(counter)
                 for counter in Counter
-                if counter not in (Counter.BEATS, Counter.OVERLOAD)
+                if counter not in (Counter.BEATS, *BITS)
             },
+            "database": app.database_status(
+                self._current.config, self._workers.counters.any(Counter.HOSTS_AWAY)
+            ),
             "overload": Overload(self._workers.counters.any(Counter.OVERLOAD)).words,
             "reload": self._last_reload,
         }

@@ -19,7 +19,9 @@ CONFIG = {"config", "config_types", "config_file", "config_checks", "config_tls"
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {"app_policy", "app_listen"}
-RUNNING = BUILDING | SYSTEM | PARTS | {"recent", "app", "worker", "workers", "__init__"}
+RUNNING = (
+    BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
+)
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
     "message": {"smtp"},
@@ -48,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon": set(),
     "app_policy": BUILDING,
     "app_listen": BUILDING,
-    "app": BUILDING | PARTS,
+    "failpoints": DEPARTMENTS | {"server"},
+    "app": BUILDING | PARTS | {"failpoints"},
     "worker": BUILDING - {"config", "config_types"} | {"signals"},
     "workers": BUILDING | {"app", "worker"},
     "next_setup": RUNNING,
@@ -62,11 +65,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_check": RUNNING | {"cli", "config_file", "wording"},
     "ctl": RUNNING
     | {"cli", "mailfiles", "ctl_check", "ctl_mail", "ctl_import", "ctl_purge", "ctl_why"},
+    "faultlab": {"wording", "failpoints", "app", "cli", "__init__", *CONFIG},
     "__main__": {"cli"},
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "next_setup",
+    "cli", "ctl", "faultlab", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "next_setup",
     "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 

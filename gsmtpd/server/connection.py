@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OUTCOMES: dict[Outcome, Reply] = {
     Outcome.TROUBLE: reply.STORAGE_TROUBLE,
     Outcome.NO_SPACE: reply.NO_SPACE,
+    Outcome.AWAY: reply.STORAGE_TROUBLE,
 }
 
 
@@ -72,7 +73,7 @@ class Connection(Client):
         self.thread.hold(-len(job.message.content), self.server.limits.max_memory)
         if self._awaited is not job:
             # Answered by the clock, or gone; what was stored meanwhile may come again.
-            if outcome is Outcome.STORED:
+            if outcome in (Outcome.STORED, Outcome.SPOOLED):
                 self.thread.maillog.stored_unheard(job.message, self.thread.now - job.submitted)
             return
         self._awaited = None
@@ -81,6 +82,10 @@ class Connection(Client):
             event = self._answer_message(job.message, queued(job.message.id), job.submitted)
         elif isinstance(outcome, Duplicate):
             event = self._answer_message(job.message, queued(outcome.of), job.submitted, outcome.of)
+        elif outcome is Outcome.SPOOLED:
+            event = self._answer_message(
+                job.message, queued(job.message.id), job.submitted, spooled=True
+            )
         else:
             event = self._answer_message(job.message, OUTCOMES[outcome], job.submitted)
         self._go_on(event)
@@ -219,7 +224,12 @@ class Connection(Client):
         return None
 
     def _answer_message(
-        self, message: Message, decision: Reply, submitted: float, stored_as: str = ""
+        self,
+        message: Message,
+        decision: Reply,
+        submitted: float,
+        stored_as: str = "",
+        spooled: bool = False,
     ) -> Event | None:
         row = self.thread.counters
         if not decision.positive:
@@ -229,13 +239,17 @@ class Connection(Client):
         else:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
-        self._log_message(message, decision, self.thread.now - submitted, stored_as)
+        self._log_message(message, decision, self.thread.now - submitted, stored_as, spooled)
         return self.session.answer(decision)
 
-    def _log_message(self, message: Message, decision: Reply, delay: float, stored_as: str) -> None:
+    def _log_message(
+        self, message: Message, decision: Reply, delay: float, stored_as: str, spooled: bool
+    ) -> None:
         maillog = self.thread.maillog
         if stored_as:
             maillog.duplicate(message, stored_as, decision, delay)
+        elif spooled:
+            maillog.spooled(message, decision, delay)
         elif message.envelope.recipients or not decision.positive:
             maillog.message(message, decision, delay)
         if message.envelope.discarded and decision.positive:

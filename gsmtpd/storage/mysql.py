@@ -230,6 +230,11 @@ class MySQLStore:
                         raise
                     if code in RETRY:
                         time.sleep(random.uniform(0.01, 0.1))
+                except BaseException:
+                    # In the pool, the next BEGIN would commit the part that was inserted.
+                    with suppress(pymysql.MySQLError, OSError):
+                        connection.rollback()
+                    raise
 
     def _transaction(self, connection: Any, letters: Sequence[Letter]) -> None:
         table = self._known_table(connection)

@@ -118,7 +118,21 @@ class _TimedSocket(socket.socket):
         try:
             return super().recv_into(*arguments)
         except BlockingIOError as error:
-            raise TimeoutError("timed out") from error
+            raise self._too_late() from error
+
+    def sendall(self, *arguments: Any) -> None:
+        """As in socket. Raises TimeoutError."""
+        try:
+            super().sendall(*arguments)
+        except BlockingIOError as error:
+            raise self._too_late() from error
+
+    def _too_late(self) -> TimeoutError:
+        # Nobody waits any more, so close() is to drop what was not acknowledged. The kernel would
+        # send it for minutes, and a COMMIT that arrives behind a network's trouble would store
+        # what was stored by another connection meanwhile.
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return TimeoutError("timed out")
 
 
 def _socket_to(host: Host, timeout: int) -> socket.socket:

@@ -187,6 +187,8 @@ class GroupCommitWriter:
                 self._write(batch)
                 if len(batch) >= GATHER_FROM:
                     self._busy_until = self._clock() + BUSY_FOR
+            except Exception:
+                _log.exception("fault in a writer thread")  # its clients hear 451 in time
             finally:
                 with self._changed:
                     self._writing -= 1

@@ -1,0 +1,783 @@
+"""Does the spool keep what it took, within its bound, and does it give it up once, in order?"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from gsmtpd.message.row import Message, RowMaker
+from gsmtpd.smtp.address import POSTMASTER, Mailbox
+from gsmtpd.smtp.envelope import Envelope
+from gsmtpd.storage import spool as spools
+from gsmtpd.storage.base import Duplicate, Letter, Outcome, Result, StoreError
+from gsmtpd.storage.spool import NAME, Spool
+from gsmtpd.storage.spool_drain import ASIDE_FOR, BATCH, LOOK, TRIES, Drainer
+from gsmtpd.storage.spool_facts import UnknownFactsError, facts_of, message_of
+from gsmtpd.storage.spooling import SpoolingStore, with_spool
+from tests.conftest import lacking
+from tests.servers import wait_for
+
+ROWS = RowMaker("mx.example.com")
+ROOM = 64 << 20  # octets
+STORED, AWAY, SPOOLED = Outcome.STORED, Outcome.AWAY, Outcome.SPOOLED
+TROUBLE, NO_SPACE = Outcome.TROUBLE, Outcome.NO_SPACE
+_numbers = count(1)
+
+
+def message(content: bytes = b"Subject: x\r\n\r\ny\r\n", recipients: int = 1) -> Message:
+    boxes = tuple(Mailbox(f"r{n}", "example.com") for n in range(recipients))
+    envelope = Envelope("client.example", True, Mailbox("a", "example.org"), boxes)
+    return Message(f"{next(_numbers):032x}", envelope, content, "192.0.2.1", 1_700_000_000.25)
+
+
+def messages(number: int) -> list[Message]:
+    return [message() for _ in range(number)]
+
+
+def ids(found: Sequence[Message]) -> list[str]:
+    return [each.id for each in found]
+
+
+class Shelf:
+    """A store, and the database behind it, whose troubles a test makes; in memory.
+
+    refuses: the ids it does not take. limit: of how many it takes before it is away. doubt: takes
+    what it is given, and says TROUBLE, as for a COMMIT whose answer was lost. batches: sizes.
+    """
+
+    def __init__(self) -> None:
+        self.stored: list[Message] = []
+        self.away = False
+        self.refuses: set[str] = set()
+        self.general: Outcome | None = None
+        self.limit: int | None = None
+        self.doubt = False
+        self.fails_to_tell = False
+        self.batches: list[int] = []
+        self.asked = 0
+        self.closed = False
+
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
+    def read(self, message: Message) -> Letter:
+        return Letter(message, ROWS.read(message))
+
+    encode = read
+
+    def write(self, letters: Sequence[Letter]) -> list[Result]:
+        self.batches.append(len(letters))
+        return [self._write(letter.message) for letter in letters]
+
+    def _write(self, message: Message) -> Result:
+        if self.away or (self.limit is not None and len(self.stored) >= self.limit):
+            self.away = True
+            return AWAY
+        if self.general is not None:
+            return self.general
+        if message.id in self.refuses:
+            return TROUBLE
+        self.stored.append(message)
+        return TROUBLE if self.doubt else STORED
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        self.asked += 1
+        if self.fails_to_tell:
+            raise StoreError("nobody answers")
+        return {each.id for each in self.stored} & set(ids)
+
+    def can_write(self) -> bool:
+        return not self.away
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    made = str(tmp_path / "spool")
+    spools.prepare(made)
+    return made
+
+
+@pytest.fixture
+def make(folder: str) -> Iterator[Callable[..., Spool]]:
+    made: list[Spool] = []
+
+    def open_one(most: int = ROOM) -> Spool:
+        made.append(Spool(folder, most))
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def spool(make: Callable[..., Spool]) -> Spool:
+    return make()
+
+
+class Setting:
+    """A store with a spool in front, and its drainer, whose clocks a test moves."""
+
+    def __init__(self, folder: str, shelf: Shelf, most: int = ROOM) -> None:
+        self.shelf = shelf
+        self.now = 1_800_000_000.0
+        self.inner = Spool(folder)
+        self.drainer = Drainer(self.inner, shelf, shelf, lambda: self.now, lambda: self.now)
+        self.spool = Spool(folder, most)
+        self.store = SpoolingStore(shelf, self.spool, self.drainer)
+
+    def write(self, *messages: Message) -> list[Result]:
+        return self.store.write([self.store.read(each) for each in messages])
+
+    def drain(self, steps: int = 100) -> None:
+        """Until there is nothing more to do at once."""
+        for _ in range(steps):
+            pause = self.drainer.step()
+            self.now += pause
+            if pause > 0 and not self.inner.due(self.now - ASIDE_FOR):
+                return
+
+    def waiting(self) -> list[str]:
+        return [each.id for each in self.inner.oldest(10_000, ROOM)]
+
+    def close(self) -> None:
+        self.drainer.close()
+        self.store.close()
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def setting(folder: str, shelf: Shelf) -> Iterator[Setting]:
+    made = Setting(folder, shelf)
+    yield made
+    made.close()
+
+
+# --- what is known of a message -----------------------------------------------------------------
+
+
+ENVELOPES = [
+    Envelope("client.example", True, Mailbox("a", "example.org"), (Mailbox("b", "example.com"),)),
+    Envelope("[192.0.2.1]", False, None, (POSTMASTER,)),
+    Envelope(
+        "h\xe9lo \udce9\u2028\U0001f4ec\"'\\\x00",
+        True,
+        Mailbox('"a b"', "[IPv6:::1]"),
+        (Mailbox("\u65e5", "\u672c.example"), Mailbox("b", "example.com")),
+        smtputf8=True,
+        body="BINARYMIME",
+        mailboxes=((Mailbox("c", "example.com"), Mailbox("d", "e.example")), (POSTMASTER,)),
+        discarded=(Mailbox("e", "example.com"),),
+        lmtp=True,
+        tls="TLSv1.3:TLS_AES_256_GCM_SHA384",
+        client_name="host.example",
+    ),
+]
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\r\n.\r\n'", random.Random(3).randbytes(70000)])
+def test_a_message_comes_out_as_it_went_in(spool: Spool, envelope: Envelope, content) -> None:
+    put = Message("0f" * 16, envelope, content, "2001:db8::1", 1_700_000_000.123456)
+    assert spool.add([put]) == {put.id}
+    (found,) = spool.oldest(10, ROOM)
+    got = message_of(found.id, found.received_at, found.facts, found.content)
+    assert got == put
+    assert got.envelope.copies == put.envelope.copies == found.weight // max(1, len(content)) or (
+        content == b"" and found.weight == 0
+    )
+    assert found.facts.isascii()
+
+
+def test_every_field_of_an_envelope_is_kept() -> None:
+    """A field that is added one day is written by itself, and these tests should have it, too."""
+    rich = ENVELOPES[-1]
+    assert all(getattr(rich, name) != default for name, default in Envelope._field_defaults.items())
+
+
+def test_facts_of_an_older_version_have_defaults() -> None:
+    known = json.loads(facts_of(message()))
+    for name in Envelope._field_defaults:
+        del known[name]
+    old = message_of("1", 2.0, json.dumps(known), b"x")
+    assert old.envelope == message().envelope
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *("", "null", "[]", "{}", '{"version": 2}', '{"version": 1}', '{"version": 1, "x": 2}'),
+        facts_of(message()).replace('"esmtp"', '"smtpe"'),
+        facts_of(message()).replace('[["r0", "example.com"]]', '[["r0"]]'),
+        facts_of(message()).replace('[["r0", "example.com"]]', "7"),
+    ],
+)
+def test_facts_that_are_none_are_known_as_such(facts: str) -> None:
+    with pytest.raises(UnknownFactsError):
+        message_of("1", 2.0, facts, b"x")
+
+
+# --- the spool ------------------------------------------------------------------------------------
+
+
+def test_it_is_ours_alone(folder: str, spool: Spool) -> None:
+    spool.add(messages(1))
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    spools.prepare(folder)  # again: what is there stays
+    assert spool.figures().messages == 1
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_directory_where_others_write_is_refused(folder: str, mode: int) -> None:
+    os.chmod(folder, mode)
+    for look in (spools.prepare, spools.check):
+        with pytest.raises(StoreError, match=f"others may write there; .* chmod 700 {folder}"):
+            look(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory away")
+def test_the_directory_of_another_user_is_refused(folder: str) -> None:
+    os.chown(folder, 12345, -1)
+    for look in (spools.prepare, spools.check):
+        with pytest.raises(StoreError, match="belongs to another user"):
+            look(folder)
+
+
+def test_what_keeps_it_from_being_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=f"there is no directory {tmp_path}/none; make it"):
+        spools.prepare(str(tmp_path / "none" / "spool"))
+    with pytest.raises(StoreError, match="is no directory"):
+        spools.prepare(str(tmp_path / "file"))
+    with pytest.raises(StoreError, match="is no directory"):
+        spools.check(str(tmp_path / "file"))
+    spools.check(str(tmp_path / "spool"))
+    assert not (tmp_path / "spool").exists()
+
+
+def test_an_id_is_kept_once(spool: Spool) -> None:
+    one = message()
+    assert spool.add([one]) == spool.add([one]) == {one.id}
+    assert spool.figures().messages == 1
+
+
+def test_it_is_taken_in_order_within_bounds(spool: Spool) -> None:
+    put = messages(7)
+    spool.add(put[:3])
+    spool.add(put[3:])
+    assert [each.id for each in spool.oldest(5, ROOM)] == ids(put[:5])
+    assert [each.id for each in spool.oldest(5, 1)] == ids(put[:1])
+    weight = len(put[0].content)
+    assert [each.id for each in spool.oldest(5, 2 * weight)] == ids(put[:2])
+    spool.remove(spool.oldest(2, ROOM))
+    assert [each.id for each in spool.oldest(10, ROOM)] == ids(put[2:])
+
+
+@pytest.mark.parametrize("size", [200, 3000, 5000, 90_000])
+def test_the_bound_holds_over_all_who_add(make: Callable[..., Spool], folder: str, size) -> None:
+    most = 2 << 20
+    adders = [make(most) for _ in range(3)]
+    kept: list[set[str]] = []
+
+    def fill(one: Spool) -> None:
+        while True:
+            put = [message(os.urandom(size)) for _ in range(20)]
+            kept.append(one.add(put))
+            if len(kept[-1]) < len(put):
+                return
+
+    threads = [threading.Thread(target=fill, args=(one,)) for one in adders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    figures = make().figures()
+    assert figures.messages == sum(map(len, kept))
+    assert figures.octets <= most
+    assert figures.octets > 0.7 * most
+    for one in adders:
+        one.close()
+    assert os.stat(os.path.join(folder, NAME)).st_size <= most
+
+
+def test_what_is_small_may_fit_where_large_does_not(make: Callable[..., Spool]) -> None:
+    one = make(1 << 20)
+    large, small = message(bytes(2 << 20)), message()
+    assert one.add([large, small, large]) == {small.id}
+
+
+def test_room_comes_back(make: Callable[..., Spool], folder: str) -> None:
+    one, taker = make(1 << 20), make(0)
+    for _ in range(3):
+        put = [message(os.urandom(100_000)) for _ in range(8)]
+        assert len(one.add(put)) == 8
+        assert len(one.add(put[:1])) == 1  # there already
+        taker.remove(taker.oldest(100, ROOM))
+    taker.shrink()
+    assert taker.figures() == (0, 0, 0, None, 0)
+    one.close()
+    taker.close()
+    assert os.stat(os.path.join(folder, NAME)).st_size < 64 << 10
+
+
+def test_figures_can_be_seen_from_outside(spool: Spool, folder: str, tmp_path: Path) -> None:
+    assert spools.look(str(tmp_path / "none"), 7) == (0, 0, 7, None, 0)
+    spool.add(messages(3))
+    spool.refused(spool.oldest(1, ROOM), 1, 5.0)
+    seen = spools.look(folder, ROOM)
+    assert seen == spool.figures()
+    assert (seen.messages, seen.most, seen.oldest, seen.aside) == (3, ROOM, 1_700_000_000.25, 1)
+    assert 0 < seen.octets < 100_000
+
+
+def test_strange_paths_can_be_looked_at(tmp_path: Path) -> None:
+    folder = str(tmp_path / "a%41?mode=rwc#b c")
+    spools.prepare(folder)
+    one = Spool(folder, ROOM)
+    one.add(messages(1))
+    assert spools.look(folder, ROOM).messages == 1
+    one.close()
+
+
+def test_a_file_that_was_removed_is_made_anew(spool: Spool, folder: str) -> None:
+    spool.add(messages(1))
+    for name in os.listdir(folder):
+        os.unlink(os.path.join(folder, name))
+    again = message()
+    assert spool.add([again]) == {again.id}
+    assert spools.look(folder, ROOM).messages == 1
+
+
+def test_a_broken_file_is_trouble_until_it_is_mended(spool: Spool, folder: str) -> None:
+    spool.add(messages(1))
+    spool.close()
+    file = Path(folder) / NAME
+    good = file.read_bytes()
+    file.write_bytes(b"this is no database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"spool {folder}: file is not a database"):
+            spool.add(messages(1))
+    file.write_bytes(good)
+    spool.add(messages(1))
+    assert spool.figures().messages == 2
+
+
+def test_a_full_disk_is_trouble_and_nothing_is_kept(small_disk: Path) -> None:
+    folder = str(small_disk / "spool")
+    with pytest.raises(StoreError):
+        spools.prepare(folder)
+        one = Spool(folder, ROOM)
+        try:
+            one.add([message(os.urandom(100_000))])
+        finally:
+            one.close()
+
+
+def test_one_process_at_a_time_takes_out(make: Callable[..., Spool]) -> None:
+    first, second = make(), make()
+    assert first.lock()
+    assert first.lock()
+    assert not second.lock()
+    first.unlock()
+    assert second.lock()
+    assert not first.lock()
+    second.close()
+    assert first.lock()
+
+
+WRITER = """
+import sys
+from gsmtpd.storage.spool import Spool
+from tests.unit.storage.test_spool import message
+spool = Spool(sys.argv[1], 1 << 30)
+while True:
+    for each in (put := [message(sys.argv[2].encode() * 1000) for _ in range(3)]):
+        object.__setattr__
+    put = [each._replace(id=sys.argv[2] + each.id) for each in put]
+    spool.add(put)
+    print(*[each.id for each in put], flush=True)
+"""
+
+
+def test_what_was_kept_survives_kills_and_none_is_there_by_halves(folder: str) -> None:
+    said: list[str] = []
+    for round_ in range(3):
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, folder, f"{round_}{name}"],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in "ab"
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            said += writer.stdout.readline().split()
+        for writer in writers:
+            writer.send_signal(signal.SIGKILL)
+            assert writer.stdout is not None
+            said += [word for line in writer.stdout if line.endswith("\n") for word in line.split()]
+            writer.wait()
+            writer.stdout.close()
+    one = Spool(folder, ROOM)
+    found = one.oldest(1_000_000, 1 << 40)
+    one.close()
+    kept = {each.id for each in found}
+    assert set(said) <= kept
+    assert len(said) >= 18
+    assert len(kept) % 3 == 0
+    assert all(each.content == each.id[:2].encode() * 1000 for each in found)
+
+
+def test_file_and_directory_are_synced_before_it_is_kept(tmp_path: Path) -> None:
+    """By the system calls it makes: what holds the message, and the name of that, is synced."""
+    if shutil.which("strace") is None:
+        lacking("strace")
+    program = (
+        "import os, sys\n"
+        "from gsmtpd.storage import spool\n"
+        "from tests.unit.storage.test_spool import message\n"
+        "spool.prepare(sys.argv[1])\n"
+        "one = spool.Spool(sys.argv[1], 1 << 30)\n"
+        "for n in range(2):\n"
+        "    os.write(2, b'BEGIN')\n"
+        "    one.add([message(b'TOKEN' * 100)])\n"
+        "    os.write(2, b'KEPT')\n"
+    )
+    folder, trace = tmp_path / "spool", tmp_path / "trace"
+    done = subprocess.run(
+        [
+            *("strace", "-f", "-y", "-s", "4096", "-o", trace),
+            *("-e", "trace=fsync,fdatasync,write,pwrite64,mkdir"),
+            *(sys.executable, "-c", program, folder),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if "PTRACE" in done.stderr:
+        lacking("the right to trace")
+    assert done.stderr.replace("BEGIN", "").replace("KEPT", "") == ""
+    calls = trace.read_text().splitlines()
+    text = "\n".join(calls)
+    made, first, second = text.split('"BEGIN"')
+    assert re.search(rf"fsync\(\d+<{tmp_path}>\) += 0", made.split("mkdir")[1])
+    assert re.search(rf"fsync\(\d+<{folder}>\) += 0", made)
+    for part in (first, second):
+        before, _, _ = part.partition('"KEPT"')
+        written = before.rindex("TOKEN")
+        assert "spool.db-wal" in before[before.rindex("\n", 0, written) : written]
+        assert re.search(rf"sync\(\d+<{folder}/spool.db-wal>\) += 0", before[written:])
+    # The journal is a new file, whose name has to be there, too, after a power cut.
+    assert re.search(rf"fsync\(\d+<{folder}>\) += 0", first.partition('"KEPT"')[0])
+
+
+# --- in front of a store --------------------------------------------------------------------------
+
+
+def test_it_is_out_of_the_way_while_the_store_is_there(setting: Setting, folder: str) -> None:
+    setting.shelf.refuses = {(bad := message()).id}
+    good = messages(2)
+    assert setting.write(good[0], bad, good[1]) == [STORED, TROUBLE, STORED]
+    assert setting.inner.figures().messages == 0
+
+
+def test_only_what_is_away_is_kept(setting: Setting) -> None:
+    put = messages(4)
+    setting.shelf.limit = 1
+    assert setting.write(*put) == [STORED, SPOOLED, SPOOLED, SPOOLED]
+    assert setting.waiting() == ids(put[1:])
+
+
+@pytest.mark.parametrize("outcome", [TROUBLE, NO_SPACE])
+def test_other_trouble_is_answered_as_ever(setting: Setting, outcome: Outcome) -> None:
+    setting.shelf.general = outcome
+    assert setting.write(*messages(2)) == [outcome, outcome]
+    assert setting.waiting() == []
+
+
+def test_what_does_not_fit_is_answered_as_ever(
+    folder: str, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting = Setting(folder, shelf, 1 << 20)
+    shelf.away = True
+    for _ in range(3):
+        assert setting.write(message(), message(bytes(2 << 20))) == [SPOOLED, AWAY]
+    setting.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(f"{folder} is full" in line for line in said) == 1
+    assert sum(f"mail is kept in {folder}" in line for line in said) == 1
+
+
+def test_a_spool_that_fails_is_answered_as_ever(setting: Setting, folder: str) -> None:
+    setting.shelf.away = True
+    shutil.rmtree(folder)
+    assert setting.write(message()) == [AWAY]
+    spools.prepare(folder)
+    assert setting.write(message()) == [SPOOLED]
+
+
+# --- draining -------------------------------------------------------------------------------------
+
+
+def test_all_is_stored_in_order_when_the_store_is_back(setting: Setting, caplog) -> None:
+    setting.shelf.away = True
+    put = messages(2 * BATCH + 5)
+    for n in range(0, len(put), 40):
+        setting.write(*put[n : n + 40])
+    setting.drain(3)
+    assert setting.shelf.stored == []
+    setting.shelf.away = False
+    setting.shelf.batches.clear()
+    setting.drain()
+    assert setting.shelf.stored == put  # envelope, times, client and octets
+    assert setting.shelf.batches == [BATCH, BATCH, 5]
+    assert setting.waiting() == []
+    setting.drainer.step()
+    assert f"spool: {len(put)} messages were stored in" in caplog.text
+
+
+def test_nothing_is_asked_where_nothing_waits(setting: Setting) -> None:
+    setting.drain(10)
+    assert (setting.shelf.asked, setting.shelf.batches) == (0, [])
+
+
+def test_what_the_database_has_is_not_stored_again(setting: Setting) -> None:
+    put = messages(4)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away = False
+    setting.shelf.stored = [put[1], put[3]]  # a COMMIT whose answer was lost
+    setting.drain()
+    assert setting.shelf.stored == [put[1], put[3], put[0], put[2]]
+    assert setting.waiting() == []
+
+
+def test_a_commit_in_doubt_is_not_written_again(setting: Setting) -> None:
+    put = messages(3)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away, setting.shelf.doubt = False, True
+    setting.drain()
+    assert setting.shelf.stored == put
+    assert setting.waiting() == []
+
+
+def test_nothing_is_stored_while_the_database_cannot_tell(setting: Setting) -> None:
+    setting.shelf.away = True
+    setting.write(*messages(2))
+    setting.shelf.away, setting.shelf.fails_to_tell = False, True
+    setting.drain(5)
+    assert setting.shelf.batches == [2]
+    setting.shelf.fails_to_tell = False
+    setting.drain()
+    assert len(setting.shelf.stored) == 2
+
+
+def test_it_goes_on_where_the_database_went_away(setting: Setting) -> None:
+    put = messages(5)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away, setting.shelf.limit = False, 2
+    setting.drain(5)
+    assert setting.shelf.stored == put[:2]
+    assert setting.waiting() == ids(put[2:])
+    setting.shelf.away, setting.shelf.limit = False, None
+    setting.drain()
+    assert setting.shelf.stored == put
+
+
+def test_a_message_that_is_refused_is_set_aside(setting: Setting, caplog) -> None:
+    put = messages(3 * BATCH)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away, setting.shelf.refuses = False, {put[0].id, put[150].id}
+    setting.drain()
+    wanted = [each for each in put if each.id not in setting.shelf.refuses]
+    assert setting.shelf.stored == wanted
+    # The last of them are refused alone by now, and nobody can tell whose fault that is.
+    more = messages(10)
+    for each in more:
+        setting.spool.add([each])
+        setting.drain(1)
+    setting.drain(20)
+    assert setting.shelf.stored == wanted + more
+    figures = setting.inner.figures()
+    assert (figures.messages, figures.aside, figures.oldest) == (2, 2, None)
+    assert caplog.text.count("is refused by the database, and set aside") == 2
+    # It is tried again after an hour, and by the next process at once.
+    tried = len(setting.shelf.batches)
+    setting.drain(20)
+    assert len(setting.shelf.batches) == tried
+    setting.shelf.refuses = {put[0].id}
+    setting.now += ASIDE_FOR + 2
+    for _ in range(5):
+        setting.drainer.step()
+    assert setting.shelf.stored[-1] == put[150]
+    setting.shelf.refuses = set()
+    later = Drainer(setting.inner, setting.shelf, setting.shelf, wall=lambda: setting.now + 1)
+    later.step()
+    assert setting.shelf.stored[-1] == put[0]
+    assert setting.inner.figures().messages == 0
+
+
+@pytest.mark.parametrize("bad", [2, BATCH, BATCH + 1])
+def test_refused_ones_in_front_do_not_hold_up_the_rest(setting: Setting, bad: int) -> None:
+    """However many they are, the next one behind a batch of them shows whose fault it is."""
+    put = messages(BATCH + bad)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away = False
+    setting.shelf.refuses = set(ids(put[:bad]))
+    wanted = put[bad:]
+    for _ in range(60):
+        setting.now += setting.drainer.step()
+    if bad <= BATCH:
+        assert setting.shelf.stored == wanted
+    else:  # a whole batch and the one behind it: that is the database, for all that can be told
+        assert setting.shelf.stored == []
+
+
+def test_trouble_of_the_database_sets_nothing_aside(setting: Setting) -> None:
+    put = messages(20)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away, setting.shelf.general = False, TROUBLE
+    for _ in range(3 * TRIES):
+        pause = setting.drainer.step()
+        assert pause >= LOOK
+        setting.now += pause
+    assert setting.inner.figures().aside == 0
+    setting.shelf.general = None
+    setting.drain()
+    assert setting.shelf.stored == put
+
+
+def test_a_full_database_is_waited_for(setting: Setting) -> None:
+    put = messages(3)
+    setting.shelf.away = True
+    setting.write(*put)
+    setting.shelf.away, setting.shelf.general = False, NO_SPACE
+    setting.drain(10)
+    assert setting.waiting() == ids(put)
+    setting.shelf.general = None
+    setting.drain()
+    assert setting.shelf.stored == put
+
+
+def test_a_message_that_cannot_be_read_is_set_aside(setting: Setting, folder: str, caplog) -> None:
+    put = messages(3)
+    setting.shelf.away = True
+    setting.write(*put)
+    file = sqlite3.connect(os.path.join(folder, NAME))
+    file.execute("UPDATE message SET facts = '{\"version\": 9}' WHERE id = ?", (put[1].id,))
+    file.commit()
+    file.close()
+    setting.shelf.away = False
+    setting.drain()
+    assert setting.shelf.stored == [put[0], put[2]]
+    assert setting.inner.figures().aside == 1
+    assert f"{put[1].id} cannot be read, and is set aside: version 9 is unknown" in caplog.text
+
+
+def test_a_duplicate_is_stored(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = message()
+    setting.shelf.away = True
+    setting.write(put)
+    setting.shelf.away = False
+    monkeypatch.setattr(setting.shelf, "_write", lambda each: Duplicate("1"))
+    setting.drain()
+    assert setting.waiting() == []
+
+
+def test_one_of_several_drains(folder: str, shelf: Shelf) -> None:
+    first, second = Setting(folder, shelf), Setting(folder, shelf)
+    shelf.away = True
+    put = messages(2 * BATCH)
+    first.write(*put)
+    shelf.away = False
+    assert first.drainer.step() == 0.0
+    assert second.drainer.step() == LOOK
+    assert shelf.stored == put[:BATCH]
+    first.drainer.close()  # as at its end, or its death
+    second.drain()
+    assert shelf.stored == put
+    first.close()
+    second.close()
+
+
+def test_a_crash_behind_the_commit_stores_nothing_twice(
+    folder: str, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Setting(folder, shelf)
+    put = messages(5)
+    shelf.away = True
+    first.write(*put)
+    shelf.away = False
+
+    def die(self: Spool, done: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "remove", die)
+        with pytest.raises(KeyboardInterrupt):
+            first.drainer.step()
+    assert shelf.stored == put
+    first.drainer.close()
+    second = Setting(folder, shelf)
+    second.drain()
+    assert shelf.stored == put
+    assert second.waiting() == []
+    first.close()
+    second.close()
+
+
+def test_a_store_is_closed_behind_what_is_being_drained(folder: str) -> None:
+    """Nothing is written by a store that is closed, and nothing more is begun."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(Shelf):
+        def write(self, letters: Sequence[Letter]) -> list[Result]:
+            inside.set()
+            go_on.wait(30)
+            assert not self.closed
+            return super().write(letters)
+
+    shelf = Slow()
+    store, drainer = with_spool(shelf, shelf, folder, ROOM)
+    put = messages(2 * BATCH)
+    Spool(folder, ROOM).add(put)
+    stepping = threading.Thread(target=drainer.step)
+    stepping.start()
+    assert inside.wait(30)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    wait_for(lambda: drainer._retired)
+    go_on.set()
+    for thread in (stepping, closing):
+        thread.join(30)
+    assert shelf.closed
+    assert shelf.stored == put[:BATCH]
+    assert drainer.step() == LOOK
+    assert shelf.stored == put[:BATCH]
+    drainer.close()
