@@ -65,19 +65,23 @@ class Health:
     def __init__(self, name: str, repeat: float = 60.0) -> None:
         self._name = name
         self._repeat = repeat
-        self._said: tuple[str, float] | None = None
+        self._said: dict[str, float] = {}  # what was said, and when, in monotonic seconds
 
     def trouble(self, text: str) -> None:
         """Log `text` unless it was said lately."""
         now = time.monotonic()
-        if self._said is None or self._said[0] != text or now - self._said[1] > self._repeat:
-            self._said = (text, now)
-            _log.error("%s: %s; mail is answered with 4xx until this is mended", self._name, text)
+        if now - self._said.get(text, -self._repeat) >= self._repeat:
+            self._said[text] = now
+            _log.error(
+                "%s: %s; mail is answered with 4xx, or kept in the spool, until this is mended",
+                self._name,
+                text,
+            )
 
     def well(self) -> None:
         """Log the recovery, if there was trouble."""
-        if self._said is not None:
-            self._said = None
+        if self._said:
+            self._said = {}
             _log.warning("%s: mail is being stored again", self._name)
 
 

@@ -36,6 +36,7 @@ from gsmtpd.storage.mysql_connection import (
     REFUSED,
     RETRY,
     Database,
+    close,
     code_of,
     driver,
     explain,
@@ -193,7 +194,7 @@ class MySQLStore:
     def _connect_again(self, connection: Any) -> None:
         """Leave the host that `connection` leads to, unless that is done."""
         self._table = None  # on another server it may be another
-        driver(connection).close()
+        close(driver(connection))
         with suppress(pymysql.MySQLError, OSError):
             connection.rollback()  # DBUtils connects where the connection is lost
 
@@ -203,7 +204,7 @@ class MySQLStore:
             self._hosts.failed(used.to_host, error)
             # DBUtils may have connected again by now, perhaps to the same host.
             if driver(connection).to_host == used.to_host:
-                driver(connection).close()
+                close(driver(connection))
         with suppress(pymysql.MySQLError, OSError):
             connection.rollback()  # connects again if the connection was lost
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +54,17 @@ class Database:
 
 
 def connect_to(
-    host: Host, database: Database, timeout: int, read_timeout: float | None = None
+    host: Host,
+    database: Database,
+    timeout: int,
+    read_timeout: float | None = None,
+    on_timeout: Callable[[], None] = lambda: None,
 ) -> Any:
     """A connection to `host`. Raises pymysql.err.Error.
 
     timeout: seconds to connect in, and for each answer until it is made. read_timeout: seconds
-    that an answer may take from then on, None for READ_TIMEOUT.
+    that an answer may take from then on, None for READ_TIMEOUT. on_timeout: called where one takes
+    longer, before the error is raised.
     """
     connection: Any = _Connection(
         host=host.name,
@@ -91,6 +98,7 @@ def connect_to(
     if connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
         connection.close()
         raise pymysql.err.OperationalError(0, "the server keeps NO_BACKSLASH_ESCAPES on")
+    connected.on_timeout = on_timeout
     _bound(connected, READ_TIMEOUT if read_timeout is None else read_timeout)
     return connection
 
@@ -113,6 +121,8 @@ class _TimedSocket(socket.socket):
     100 KB goes out in some 15 pieces; each of those calls hands the GIL over, twice.
     """
 
+    on_timeout: Callable[[], None] = staticmethod(lambda: None)
+
     def recv_into(self, *arguments: Any) -> int:
         """As in socket. Raises TimeoutError; the kernel's EAGAIN would read as "no data"."""
         try:
@@ -132,10 +142,11 @@ class _TimedSocket(socket.socket):
         # send it for minutes, and a COMMIT that arrives behind a network's trouble would store
         # what was stored by another connection meanwhile.
         self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.on_timeout()
         return TimeoutError("timed out")
 
 
-def _socket_to(host: Host, timeout: int) -> socket.socket:
+def _socket_to(host: Host, timeout: int) -> _TimedSocket:
     """A socket to `host`. Raises pymysql.err.OperationalError (2003)."""
     try:
         if host.unix_socket:
@@ -165,6 +176,12 @@ def _bound(connected: socket.socket, read_timeout: float) -> None:
 def driver(pooled: Any) -> Any:
     """The `_Connection` that `pooled` leads to now (public in DBUtils from 3.2 on)."""
     return pooled._con._con
+
+
+def close(used: Any) -> None:
+    """Close the driver's connection, which may be closed already."""
+    with suppress(pymysql.MySQLError, OSError):
+        used.close()
 
 
 def code_of(error: BaseException) -> int:

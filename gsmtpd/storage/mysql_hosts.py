@@ -9,11 +9,11 @@ that has been well for STEADY seconds.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import pymysql
@@ -37,7 +37,7 @@ STEADY = 3.0
 _MOST_TOLD = 63  # hosts, as bits of a signed number of 64
 _READS_ALONE = READ_ONLY - {1047}  # a Galera node outside the primary component does not read, too
 
-_log = logging.getLogger(__name__)
+_LATE = pymysql.err.OperationalError(2013, "the server has not answered in time")
 
 OnAway = Callable[[int], None]
 
@@ -72,7 +72,9 @@ class Hosts:
         trouble = self._away.get(self._database.hosts[0])
         for host in hosts:
             try:
-                return connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout)
+                # Whoever is given less time asks for something else, which may be slow by itself.
+                late = partial(self.failed, host, _LATE) if read_timeout is None else _ignore
+                return connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
             except pymysql.err.Error as error:
                 self.failed(host, error)
                 trouble = error
@@ -153,6 +155,10 @@ class Hosts:
         table = self._database.table
         try:
             with closing(connection), connection.cursor() as cursor:
+                with suppress(pymysql.err.OperationalError):  # a server that is no Galera node
+                    cursor.execute("SET SESSION wsrep_sync_wait = 1")
+                # A node that has lost its cluster, and may not know yet, has no answer to this.
+                cursor.execute(f"SELECT 1 FROM `{table}` LIMIT 1")
                 # A read-only server, or a node outside the primary component, refuses it.
                 cursor.execute(
                     f"INSERT INTO `{table}` (`hash`) SELECT `hash` FROM `{table}` WHERE FALSE"
@@ -161,3 +167,7 @@ class Hosts:
             # A table or a right that is missing is for the next mail to find out.
             return error if code_of(error) in READ_ONLY | LOST else None
         return None
+
+
+def _ignore() -> None:
+    """What is late changes nothing."""

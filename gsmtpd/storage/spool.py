@@ -2,40 +2,34 @@
 
 In one SQLite file (WAL, synchronous=FULL), in a directory of its own: the processes of gsmtpd may
 all add to it, a commit is synced before it returns, and what a crash leaves is for SQLite to mend.
-Nothing may read or write the file but this module.
+Nothing else may read or write the file.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import random
 import sqlite3
-import stat
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from gsmtpd.message.row import Message
-from gsmtpd.storage.base import StoreError, StorePermissionError
 from gsmtpd.storage.spool_facts import facts_of
-
-NAME = "spool.db"
-_LOCK = "lock"
-_PAGE = 4096  # octets
-_RESERVE = 16 * _PAGE  # of the bound, for what SQLite keeps beside messages
-_OVERHEAD = 160  # octets of a row and its entries in the indexes, beside facts and content
-_BUSY_TIMEOUT = 5.0  # seconds to wait for another process's commit
-_SHRINK_BY = 8192  # pages given back at a time; others who write wait meanwhile
-_WAL_LEFT = 4 * 1024 * 1024  # octets that the journal keeps once its content is in the file
-# The content comes last: what stands before it is read without it.
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS message (seq INTEGER PRIMARY KEY AUTOINCREMENT,"
-    " id TEXT NOT NULL UNIQUE, received_at REAL NOT NULL, weight INTEGER NOT NULL,"
-    " tries INTEGER NOT NULL DEFAULT 0, aside REAL, facts TEXT NOT NULL, content BLOB NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS aside ON message (aside) WHERE aside IS NOT NULL",
+from gsmtpd.storage.spool_file import (
+    NAME,
+    PAGE,
+    identity,
+    open_file,
+    spool_error,
 )
+
+_LOCK = "lock"
+_RESERVE = 16 * PAGE  # of the bound, for what SQLite keeps beside messages
+_OVERHEAD = 160  # octets of a row and its entries in the indexes, beside facts and content
+_SHRINK_BY = 8192  # pages given back at a time; others who write wait meanwhile
 
 
 class Waiting(NamedTuple):
@@ -117,7 +111,7 @@ class Spool:
     def _room(self, connection: sqlite3.Connection) -> int:
         """Octets that may be added. A row that met the bound would undo its whole transaction."""
         pages, free = _pages(connection)
-        return self._most - (pages - free) * _PAGE - _RESERVE
+        return self._most - (pages - free) * PAGE - _RESERVE
 
     def due(self, before: float) -> bool:
         """Whether there is anything to be stored. before: see `set_aside`."""
@@ -146,6 +140,15 @@ class Spool:
                     if octets <= 0:
                         break
         return found
+
+    def any_behind(self, after: int) -> Waiting | None:
+        """One of those behind the seq `after` that are not set aside; another each time."""
+        with self._use() as connection:
+            last = connection.execute("SELECT MAX(seq) FROM message").fetchone()[0] or 0
+        if last <= after:
+            return None
+        found = self.oldest(1, 1, random.randrange(after, last)) or self.oldest(1, 1, after)
+        return found[0] if found else None
 
     def set_aside(self, before: float) -> Waiting | None:
         """The first of those set aside that was tried last before that Unix time."""
@@ -235,43 +238,17 @@ class Spool:
                 raise spool_error(self.folder, error) from error
 
     def _connected(self) -> sqlite3.Connection:
-        if self._connection is not None and self._file != _identity(self._path):
+        if self._connection is not None and self._file != identity(self._path):
             self._forget()  # what is written to a file that was removed would be gone with it
         if self._connection is None:
-            self._connection = _open(self.folder, self._most)
-            self._file = _identity(self._path)
+            self._connection = open_file(self.folder, self._most)
+            self._file = identity(self._path)
         return self._connection
 
     def _forget(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.close()
-
-
-def prepare(folder: str) -> None:
-    """Make the spool, and its directory for us alone, where they are missing. Raises StoreError.
-
-    The directory above must be there. What is made is synced, so a power cut leaves it there.
-    """
-    try:
-        if not os.path.isdir(folder):
-            os.mkdir(folder, 0o700)
-            _sync(os.path.dirname(os.path.abspath(folder)))
-        _check_rights(folder)
-        _open(folder, 0).close()
-    except (sqlite3.Error, OSError) as error:
-        raise spool_error(folder, error) from error
-
-
-def check(folder: str) -> None:
-    """Whether `prepare` would succeed, without making anything. Raises StoreError."""
-    above = os.path.dirname(os.path.abspath(folder))
-    if os.path.isdir(folder):
-        _check_rights(folder)
-        if not _writable(folder):
-            raise spool_error(folder, PermissionError())
-    elif os.path.exists(folder) or not os.access(above, os.W_OK | os.X_OK):
-        raise spool_error(folder, PermissionError())
 
 
 def look(folder: str, most: int) -> Figures:
@@ -287,78 +264,6 @@ def look(folder: str, most: int) -> Figures:
         raise spool_error(folder, error) from error
 
 
-def spool_error(folder: str, error: Exception) -> StoreError:
-    """`error` as the StoreError for it."""
-    what = f"spool {folder}"
-    above = os.path.dirname(os.path.abspath(folder))
-    if not os.path.isdir(folder):
-        if os.path.exists(folder):
-            return StoreError(f"{what}: is no directory; set [store] spool to one")
-        if not os.path.isdir(above):
-            return StoreError(f"{what}: there is no directory {above}; make it, or set spool")
-    if not _writable(folder if os.path.isdir(folder) else above):
-        return StorePermissionError(
-            f"{what}: permission denied; make it a directory of the user that gsmtpd runs as:"
-            f" install -d -m 700 -o USER {folder}"
-        )
-    return StoreError(f"{what}: {getattr(error, 'strerror', None) or error}")
-
-
-def _check_rights(folder: str) -> None:
-    """Whether nobody else can put mail into `folder`, or take it away. Raises StoreError."""
-    found = os.stat(folder)
-    if found.st_uid != os.geteuid():
-        raise StorePermissionError(
-            f"spool {folder}: belongs to another user; it must be the one that gsmtpd runs as"
-        )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StorePermissionError(
-            f"spool {folder}: others may write there; cure it with: chmod 700 {folder}"
-        )
-
-
-def _open(folder: str, most: int) -> sqlite3.Connection:
-    """Raises sqlite3.Error or OSError."""
-    connection = sqlite3.connect(
-        os.path.join(folder, NAME),
-        timeout=_BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        connection.execute(f"PRAGMA page_size={_PAGE}")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA journal_size_limit={_WAL_LEFT}")
-        if most:
-            # Who takes messages out is never kept from that.
-            connection.execute(f"PRAGMA max_page_count={most // _PAGE}")
-        if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
-            for statement in _TABLES:
-                connection.execute(statement)
-        # What is in a journal that is not found after a power cut is lost, synced as it may be, and
-        # Debian's SQLite syncs no directory. Having been read from, the file has its journal.
-        _sync(folder)
-        return connection
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + _BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            # SQLite's own timeout does not cover this: another process is opening a new file.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
 def _figures(connection: sqlite3.Connection, most: int) -> Figures:
     messages = connection.execute("SELECT COUNT(*) FROM message").fetchone()[0]
     sql = "SELECT COUNT(*) FROM message WHERE aside IS NOT NULL"
@@ -366,7 +271,7 @@ def _figures(connection: sqlite3.Connection, most: int) -> Figures:
     sql = "SELECT received_at FROM message WHERE aside IS NULL ORDER BY seq LIMIT 1"
     first = connection.execute(sql).fetchone()
     pages, free = _pages(connection)
-    octets = (pages - free) * _PAGE if messages else 0
+    octets = (pages - free) * PAGE if messages else 0
     return Figures(messages, octets, most, first[0] if first else None, aside)
 
 
@@ -380,31 +285,9 @@ def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
 def _cost(octets: int) -> int:
     """What a row may take of the file, at the most."""
     needed = octets + _OVERHEAD
-    if needed < _PAGE:
-        return _PAGE // max(1, (_PAGE - 64) // needed)
-    return (needed // (_PAGE - 4) + 2) * _PAGE  # pages of its own, and a share of another
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _writable(folder: str) -> bool:
-    file = os.path.join(folder, NAME)
-    may = os.access(folder, os.W_OK | os.X_OK)
-    return may and (not os.path.exists(file) or os.access(file, os.W_OK))
+    if needed < PAGE:
+        return PAGE // max(1, (PAGE - 64) // needed)
+    return (needed // (PAGE - 4) + 2) * PAGE  # pages of its own, and a share of another
 
 
 def _quoted(path: str) -> str:

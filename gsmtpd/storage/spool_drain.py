@@ -191,12 +191,12 @@ class Drainer:
         return _Tried(stored, refused, len(stored) + len(refused) == len(pairs))
 
     def _each_alone(self, held: Sequence[_Held]) -> _Tried:
-        """Store `held`, which was refused, and the next behind it.
+        """Store `held`, which was refused, and one of those behind it.
 
-        If none of them is taken it is the database's trouble.
+        If none of them is taken it is the database's trouble, for all that can be told.
         """
-        last = held[-1][0].seq
-        behind = self._readable(self._without_known(self._spool.oldest(1, 1, last)))
+        other = self._spool.any_behind(held[-1][0].seq)
+        behind = self._readable(self._without_known([other])) if other is not None else []
         stored: list[Waiting] = []
         refused: list[Waiting] = []
         if len(held) == 1:

@@ -1,0 +1,146 @@
+"""How is the file of the spool made and opened, and who may have its directory?"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+
+from gsmtpd.storage.base import StoreError, StorePermissionError
+
+NAME = "spool.db"
+PAGE = 4096  # octets
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another process's commit
+_WAL_LEFT = 4 * 1024 * 1024  # octets that the journal keeps once its content is in the file
+# The content comes last: what stands before it is read without it.
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS message (seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+    " id TEXT NOT NULL UNIQUE, received_at REAL NOT NULL, weight INTEGER NOT NULL,"
+    " tries INTEGER NOT NULL DEFAULT 0, aside REAL, facts TEXT NOT NULL, content BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS aside ON message (aside) WHERE aside IS NOT NULL",
+)
+
+
+def prepare(folder: str) -> None:
+    """Make the spool, and its directory for us alone, where they are missing. Raises StoreError.
+
+    The directory above must be there. What is made is synced, so a power cut leaves it there.
+    """
+    try:
+        if not os.path.isdir(folder):
+            os.mkdir(folder, 0o700)
+            _sync(os.path.dirname(os.path.abspath(folder)))
+        _check_rights(folder)
+        open_file(folder, 0).close()
+    except (sqlite3.Error, OSError) as error:
+        raise spool_error(folder, error) from error
+
+
+def check(folder: str) -> None:
+    """Whether `prepare` would succeed, without making anything. Raises StoreError."""
+    above = os.path.dirname(os.path.abspath(folder))
+    if os.path.isdir(folder):
+        _check_rights(folder)
+        if not _writable(folder):
+            raise spool_error(folder, PermissionError())
+    elif os.path.exists(folder) or not os.access(above, os.W_OK | os.X_OK):
+        raise spool_error(folder, PermissionError())
+
+
+def spool_error(folder: str, error: Exception) -> StoreError:
+    """`error` as the StoreError for it."""
+    what = f"spool {folder}"
+    above = os.path.dirname(os.path.abspath(folder))
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            return StoreError(f"{what}: is no directory; set [store] spool to one")
+        if not os.path.isdir(above):
+            return StoreError(f"{what}: there is no directory {above}; make it, or set spool")
+    if not _writable(folder if os.path.isdir(folder) else above):
+        return StorePermissionError(
+            f"{what}: permission denied; make it a directory of the user that gsmtpd runs as:"
+            f" install -d -m 700 -o USER {folder}"
+        )
+    return StoreError(f"{what}: {getattr(error, 'strerror', None) or error}")
+
+
+def _check_rights(folder: str) -> None:
+    """Whether nobody else can put mail into `folder`, or take it away. Raises StoreError."""
+    found = os.stat(folder)
+    if found.st_uid != os.geteuid():
+        raise StorePermissionError(
+            f"spool {folder}: belongs to another user; it must be the one that gsmtpd runs as"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StorePermissionError(
+            f"spool {folder}: others may write there; cure it with: chmod 700 {folder}"
+        )
+
+
+def open_file(folder: str, most: int) -> sqlite3.Connection:
+    """A connection to the file in `folder`, made where it is missing.
+
+    most: octets that it may have, 0 for any. Raises sqlite3.Error or OSError.
+    """
+    connection = sqlite3.connect(
+        os.path.join(folder, NAME),
+        timeout=_BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute(f"PRAGMA page_size={PAGE}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_LEFT}")
+        if most:
+            # Who takes messages out is never kept from that.
+            connection.execute(f"PRAGMA max_page_count={most // PAGE}")
+        if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
+            for statement in _TABLES:
+                connection.execute(statement)
+        # What is in a journal that is not found after a power cut is lost, synced as it may be, and
+        # Debian's SQLite syncs no directory. Having been read from, the file has its journal.
+        _sync(folder)
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # SQLite's own timeout does not cover this: another process is opening a new file.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file is at `path`; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _writable(folder: str) -> bool:
+    file = os.path.join(folder, NAME)
+    may = os.access(folder, os.W_OK | os.X_OK)
+    return may and (not os.path.exists(file) or os.access(file, os.W_OK))
