@@ -54,6 +54,10 @@ setup(
         ("share/doc/gsmtpd/examples", ["etc/gsmtpd.conf", *files("etc/examples/*")]),
     ],
     entry_points={
-        "console_scripts": ["gsmtpd = gsmtpd.cli:main", "gsmtpctl = gsmtpd.ctl:main"],
+        "console_scripts": [
+            "gsmtpd = gsmtpd.cli:main",
+            "gsmtpctl = gsmtpd.ctl:main",
+            "gsmtpd-faultlab = gsmtpd.faultlab.cli:main",
+        ],
     },
 )

@@ -7,17 +7,29 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from gsmtpd.app_listen import make_limits, make_manner, make_rules
-from gsmtpd.app_policy import make_lookups, query_threads
+from gsmtpd.app_policy import make_lookups
+from gsmtpd.app_store import (
+    check_store,
+    database_status,
+    make_body_store,
+    make_database,
+    make_database_store,
+    make_reader,
+    make_store,
+    make_tables,
+    prepare_store,
+    schema,
+    settle_store,
+    with_more,
+)
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
-from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
@@ -26,17 +38,11 @@ from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
-from gsmtpd.storage import mysql, mysql_schema, spool, sqlite
-from gsmtpd.storage.base import Store, StoreError
-from gsmtpd.storage.body_store import BodyStore, open_body_store
+from gsmtpd.storage import mysql, sqlite
+from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.counter import counter_chore
-from gsmtpd.storage.dedupe import DedupingStore
-from gsmtpd.storage.elsewhere import ElsewhereStore
-from gsmtpd.storage.mysql_connection import Database, Host
-from gsmtpd.storage.mysql_hosts import OnAway
 from gsmtpd.storage.mysql_link import Link
-from gsmtpd.storage.partitions import clause, partitions_chore
-from gsmtpd.storage.reader import Bodies, MailReader
+from gsmtpd.storage.partitions import partitions_chore
 from gsmtpd.storage.retention import (
     Times,
     mysql_chore,
@@ -44,10 +50,17 @@ from gsmtpd.storage.retention import (
     purge_sqlite,
     sqlite_chore,
 )
-from gsmtpd.storage.schema import statements
 from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
+
+# What app_store makes is had from here as well.
+__all__ = [
+    "Share", "check_queries", "check_store", "database_status", "keep_times", "make_body_store",
+    "make_database", "make_database_store", "make_engine", "make_logs", "make_reader",
+    "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
+    "threads", "wanted",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -91,80 +104,6 @@ def make_logs(config: Config, foreground: bool) -> Logs:
     return Logs(path, chosen.level, chosen.format, chosen.mail_file)
 
 
-def make_database(config: Config) -> Database:
-    """How to reach the configured MySQL server."""
-    chosen = config.store.mysql
-    hosts = tuple(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
-    return Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
-
-
-def database_status(config: Config, away: int) -> list[dict[str, object]]:
-    """The configured hosts of the database. away: those that some worker leaves alone, as bits."""
-    hosts = make_database(config).hosts if config.store.backend == "mysql" else ()
-    return [
-        {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
-    ]
-
-
-def make_reader(config: Config) -> MailReader:
-    """A reader of the configured store. Raises StoreError."""
-    if config.store.backend == "sqlite":
-        return sqlite.open_reader(config.store.sqlite.path, _bodies(config))
-    if config.store.backend == "mysql":
-        return mysql.open_reader(make_database(config), _bodies(config))
-    raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
-
-
-def _bodies(config: Config) -> Bodies | None:
-    try:
-        return make_body_store(config)
-    except StoreError as error:
-        return _NoBodies(error)  # most mail may be read without
-
-
-class _NoBodies:
-    """In place of a body store whose library is missing."""
-
-    def __init__(self, error: StoreError) -> None:
-        self._error = error
-
-    def get(self, key: str) -> bytes | None:
-        raise self._error
-
-
-def schema(config: Config) -> list[str]:
-    """The SQL statements that make the configured store's tables."""
-    backend = config.store.backend
-    if backend == "null":
-        raise StoreError("[store] backend = null has no tables")
-    partitions = clause(time.time()) if config.store.mysql.partition == "hour" else ""
-    return statements(backend, config.store.mysql.table, partitions)
-
-
-def make_tables(config: Config) -> str:
-    """Make the configured store's tables where they are missing; says where. Raises StoreError."""
-    if config.store.backend == "sqlite":
-        sqlite.make(config.store.sqlite.path)
-        return f"the tables are in {config.store.sqlite.path}"
-    database = make_database(config)
-    left_out = mysql_schema.execute(database, schema(config))
-    return "\n".join([*left_out, f"the tables are in database {database.database}"])
-
-
-def check_store(config: Config) -> None:
-    """Whether the configured store can be used now; makes nothing. Raises StoreError."""
-    if config.store.backend == "sqlite":
-        sqlite.check(config.store.sqlite.path)
-    elif config.store.backend == "mysql":
-        if config.store.spool:
-            spool.check(config.store.spool)
-        store = make_store(config)
-        try:
-            store.prepare()
-        finally:
-            store.close()
-
-
 def check_queries(config: Config) -> None:
     """Whether the configured SQL can be asked now. Raises StoreError."""
     if not config.domains.query and not config.recipients.query:
@@ -189,24 +128,6 @@ def _check_query(section: str, finds: Callable[[str], bool]) -> None:
         finds("nobody@example.com")
     except StoreError as error:
         raise StoreError(f"[{section}] query: {error}") from error
-
-
-def prepare_store(config: Config) -> None:
-    """Make the mail file before any fork: unlike a database server it will not come by itself.
-
-    Likewise the spool. Raises StoreError.
-    """
-    if config.store.backend == "sqlite":
-        sqlite.make(config.store.sqlite.path)
-    elif config.store.backend == "mysql" and config.store.spool:
-        spool.prepare(config.store.spool)
-
-
-def settle_store(config: Config) -> None:
-    """Leave all mail in the mail file itself, once no process writes there any more."""
-    if config.store.backend == "sqlite":
-        with suppress(StoreError):
-            sqlite.settle(config.store.sqlite.path)
 
 
 def make_engine(
@@ -270,65 +191,6 @@ def _arm_failpoints() -> None:
         arm(directory)
 
 
-def make_store(
-    config: Config,
-    on_capacity: mysql.OnCapacity = lambda size: None,
-    warn: bool = False,
-    dedupe: bool = True,
-) -> Store:
-    """The configured store, not connected yet. Raises StoreError for one that keeps nothing.
-
-    on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts.
-    """
-    database = make_database_store(config, on_capacity, warn)
-    if database is None:
-        raise StoreError("[store] backend = null keeps no mail")
-    return _with_more(config, database, dedupe)
-
-
-def make_database_store(
-    config: Config,
-    on_capacity: mysql.OnCapacity = lambda size: None,
-    warn: bool = False,
-    on_away: OnAway = lambda bits: None,
-) -> sqlite.SQLiteStore | mysql.MySQLStore | None:
-    """The configured database alone, not connected yet; None for null."""
-    chosen = config.store
-    rows = _row_maker(config)
-    durable = chosen.durability == "strict"
-    if chosen.backend == "sqlite":
-        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
-    if chosen.backend == "mysql":
-        database, connections = make_database(config), chosen.mysql.connections
-        connections += bool(chosen.spool)  # what empties it writes, too
-        lookups = query_threads(config)
-        return mysql.MySQLStore(
-            database, rows, connections, warn, durable, on_capacity, lookups, on_away
-        )
-    return None
-
-
-def _with_more(
-    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore, dedupe: bool = True
-) -> Store:
-    """The store of `database` and of what else is configured."""
-    rows = _row_maker(config)
-    bodies = make_body_store(config)
-    store: Store = database if bodies is None else ElsewhereStore(database, bodies, rows)
-    if dedupe and config.store.dedupe_window is not None:
-        store = DedupingStore(store, database, config.store.dedupe_window, rows.recipients)
-    return store
-
-
-def make_body_store(config: Config) -> BodyStore | None:
-    """The configured body store, not connected yet. Raises StoreError if its library is missing."""
-    chosen = config.store.body
-    if chosen.backend == "none":
-        return None
-    where = chosen.address
-    return open_body_store(chosen.backend, where.host, where.port, where.unix_socket, chosen.ttl)
-
-
 def _make_writer(
     config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore | None, spools: bool
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
@@ -339,7 +201,7 @@ def _make_writer(
     if database is None:
         return None, []
     chosen = config.store
-    store = _with_more(config, database)
+    store = with_more(config, database)
     if isinstance(database, sqlite.SQLiteStore):
         return GroupCommitWriter(store, 1), []
     drainers = []
@@ -421,19 +283,3 @@ def _limit_size(servers: Sequence[SMTPServer], first: bool, size: int) -> None:
                 server.rules.max_size,
             )
         server.rules = replace(server.rules, max_size=size)
-
-
-def _row_maker(config: Config) -> RowMaker:
-    return RowMaker(
-        config.server.host_name,
-        config.domains.primary_domain,
-        Decode(config.content.decode),
-        _level(config),
-        config.content.spam_score_header,
-    )
-
-
-def _level(config: Config) -> int | None:
-    """zlib's level; what goes into a body store is always compressed."""
-    fallback = None if config.store.body.backend == "none" else FASTEST
-    return config.content.compress or fallback

@@ -125,10 +125,7 @@ def control_socket(path: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def spool(path: str, environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """The directory of the spool, "" for none, and the bytes it may take; as `control_socket`.
-
-    Raises ConfigError also for what is wrong there.
-    """
+    """The directory of the spool, "" for none, and the bytes it may take. Raises ConfigError."""
     backend, folder, most = _only(path, environ, "store", "backend", "spool", "spool_size")
     return (folder if backend == "mysql" else ""), most
 
@@ -138,13 +135,12 @@ def _only(path: str, environ: Mapping[str, str], section: str, *keys: str) -> li
     tree, report = parse(path)
     spec = _read_spec()
     settle(tree, spec, report)
-    validator = Validator(CHECKS)
     values = []
     for key in keys:
         check, place = spec[section][key], Place((section,), key)
         text = environ.get(_variable(place), tree.get(section, {}).get(key))
         try:
-            values.append(validator.check(check, text, missing=text is None))
+            values.append(Validator(CHECKS).check(check, text, missing=text is None))
         except ValidateError as error:
             raise ConfigError(f"{path}: {place}: {error}") from error
     return values
@@ -374,15 +370,10 @@ def _build(
         limits=LimitsConfig(**tree["limits"]),
         content=ContentConfig(**tree["content"]),
         store=StoreConfig(
-            backend=store["backend"],
-            keep=store["keep"],
-            dedupe_window=store["dedupe_window"],
-            durability=store["durability"],
+            **{key: store[key] for key in store.scalars},
             sqlite=SQLiteConfig(**store["sqlite"]),
             mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
             body=BodyConfig(**store["body"]),
-            spool=store["spool"],
-            spool_size=store["spool_size"],
         ),
         log=LogConfig(**tree["log"]),
         warnings=tuple(report.warnings),

@@ -236,12 +236,12 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
     )
     for host in status["database"]:
         yield f"Database:   {host['host']}{', away: it is left alone' if host['away'] else ''}"
-    yield f"Spool:      {_said_spool(status['spool'])}"
     yield f"Overload:   {', '.join(status['overload']) or 'none'}"
     yield (
         f"Messages:   {status['accepted']} accepted ({status['received_bytes']} bytes),"
         f" {status['refused']} refused, {status['discarded']} discarded"
     )
+    yield f"Spool:      {_said_spool(status['spool'])}"
     reload = status["reload"]
     if reload is None:
         yield "Reload:     none yet"

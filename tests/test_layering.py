@@ -18,7 +18,7 @@ VALUES = {"config_numbers", "config_hosts", "config_query"}
 CONFIG = {"config", "config_types", "config_file", "config_checks", "config_tls", *VALUES}
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-PARTS = {"app_policy", "app_listen"}
+PARTS = {"app_policy", "app_listen", "app_store"}
 RUNNING = (
     BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
 )
@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon": set(),
     "app_policy": BUILDING,
     "app_listen": BUILDING,
+    "app_store": BUILDING | {"app_policy"},
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints"},
     "worker": BUILDING - {"config", "config_types"} | {"signals"},

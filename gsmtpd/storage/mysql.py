@@ -42,7 +42,15 @@ from gsmtpd.storage.mysql_connection import (
     explain,
     store_error,
 )
-from gsmtpd.storage.mysql_doubt import Ambiguous, Session, end, session_of, stored_ids
+from gsmtpd.storage.mysql_doubt import (
+    Ambiguous,
+    NotSafeError,
+    Session,
+    end,
+    is_safe,
+    session_of,
+    stored_ids,
+)
 from gsmtpd.storage.mysql_hosts import Hosts, OnAway
 from gsmtpd.storage.mysql_look import check_settings, read_columns
 from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
@@ -152,7 +160,8 @@ class MySQLStore:
     def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
         """All rows of the messages that may be one of `keys`, received since that Unix time.
 
-        Raises StoreError, also where the table lacks a column that tells.
+        None while it is not sure that they are synced. Raises StoreError, also where the table
+        lacks a column that tells.
         """
         table = self._database.table
         try:
@@ -163,7 +172,8 @@ class MySQLStore:
                 if not 0 < len(ids) <= MAX_CANDIDATES:
                     return []
                 cursor.execute(rows_of(table, "%s", ids), ids)
-                return [Copy(*row) for row in cursor.fetchall()]
+                found = [Copy(*row) for row in cursor.fetchall()]
+                return found if is_safe(driver(connection)) else []
         except (pymysql.MySQLError, OSError) as error:
             raise store_error(error, self._database) from error
 
@@ -297,6 +307,9 @@ class MySQLStore:
             time.sleep(pause)
             try:
                 over, stored = self._stored(letters, doubt.session)
+            except NotSafeError as error:
+                text = str(error)
+                continue
             except (pymysql.MySQLError, OSError) as error:
                 text = explain(error, self._database)
                 continue
@@ -321,7 +334,7 @@ class MySQLStore:
         )
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the message `ids` that are stored. Raises StoreError.
+        """Those of the message `ids` that are stored. Raises StoreError, also while that is unsure.
 
         Sessions whose COMMIT was left in doubt are ended first, lest they store more later.
         """

@@ -1,4 +1,8 @@
-"""Was a COMMIT carried out whose answer was lost? How a database is asked, and who is not trusted.
+"""Was a COMMIT carried out whose answer was lost? How a database is asked, and what is believed.
+
+InnoDB shows a row to others as soon as it is committed in memory, before the log is on the disk:
+where the disk hangs, a power cut may take back what was seen. So a row counts only once no COMMIT
+that was under way when it was seen is still under way.
 
 All on one connection of the driver itself: DBUtils would connect again behind our back, perhaps to
 another server, and half of the answer would be that one's.
@@ -13,7 +17,12 @@ from typing import Any, NamedTuple
 
 import pymysql
 
-_KILL_LOOKS = 40  # looks, 0.05 s apart, whether a killed session has ended
+from gsmtpd.storage.base import StoreError
+
+_LOOKS = 40  # whether a killed session has ended, or those in a COMMIT are through with it
+_BETWEEN = 0.05  # seconds between two looks
+# Without the right PROCESS these are those of the same account: all that gsmtpd has.
+_COMMITTING = "SELECT id FROM information_schema.processlist WHERE info = 'COMMIT'"
 
 
 class Session(NamedTuple):
@@ -33,6 +42,13 @@ class Ambiguous(Exception):
         self.session = session
 
 
+class NotSafeError(StoreError):
+    """What is to be seen in a table may be gone behind a power cut."""
+
+    def __init__(self) -> None:
+        super().__init__("a COMMIT takes longer than 2 s, so what is seen may not be synced yet")
+
+
 def session_of(used: Any) -> Session:
     """The session that the driver's connection `used` is."""
     return Session(used.server, used.thread_id(), used.since)
@@ -49,7 +65,7 @@ def end(used: Any, session: Session) -> bool:
         cursor.execute("SHOW GLOBAL STATUS LIKE 'Uptime'")
         if int(cursor.fetchone()[1]) < time.monotonic() - session.since - 1:
             return True  # the server was started since, so numbers are others' now
-        for _ in range(_KILL_LOOKS):
+        for _ in range(_LOOKS):
             cursor.execute(
                 "SELECT 1 FROM information_schema.processlist WHERE id = %s", (session.number,)
             )
@@ -57,15 +73,36 @@ def end(used: Any, session: Session) -> bool:
                 return True
             with suppress(pymysql.MySQLError):
                 cursor.execute("KILL CONNECTION %s", (session.number,))
-            time.sleep(0.05)
+            time.sleep(_BETWEEN)
+    return False
+
+
+def is_safe(used: Any) -> bool:
+    """Whether all rows that were seen over `used` before are synced. Raises pymysql.err.Error."""
+    pending: set[int] | None = None
+    with used.cursor() as cursor:
+        for _ in range(_LOOKS):
+            cursor.execute(_COMMITTING)
+            committing = {number for (number,) in cursor.fetchall()}
+            pending = committing if pending is None else pending & committing
+            if not pending:
+                return True
+            time.sleep(_BETWEEN)
     return False
 
 
 def stored_ids(used: Any, table: str, ids: Sequence[str]) -> set[str]:
     """Those of the message `ids` that `table` has, on whichever node of a cluster they came.
 
-    Raises pymysql.err.Error.
+    Raises NotSafeError where they may not be synced, and pymysql.err.Error.
     """
+    found = _seen_ids(used, table, ids)
+    if found and not is_safe(used):
+        raise NotSafeError
+    return found
+
+
+def _seen_ids(used: Any, table: str, ids: Sequence[str]) -> set[str]:
     marks = ", ".join(["%s"] * len(ids))
     with used.cursor() as cursor:
         _wait_for_others(cursor, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,9 +10,9 @@ from typing import NamedTuple
 import pytest
 from pymysql.connections import Connection
 
+from gsmtpd.faultlab.mysql_proxy import Action, MySQLProxy, Point
 from tests.accounting import Client, Ledger, Mail, MySQLTable, rows, send, to_several
 from tests.conftest import make_schema
-from tests.faults.proxy import CommitProxy, Fault
 from tests.servers import Gsmtpd, MariaDB, mysql_store
 
 
@@ -21,13 +20,13 @@ class Way(NamedTuple):
     """gsmtpd, which reaches its database through the proxy only."""
 
     daemon: Gsmtpd
-    proxy: CommitProxy
+    proxy: MySQLProxy
     table: MySQLTable
 
 
 @pytest.fixture
 def way(mariadb: MariaDB, schema: str) -> Iterator[Way]:
-    with CommitProxy(mariadb.address) as proxy:
+    with MySQLProxy(mariadb.address) as proxy:
         settings = mysql_store(
             mariadb, schema, host=f"127.0.0.1:{proxy.port}", **least_rights(mariadb, schema)
         )
@@ -53,7 +52,7 @@ def deliver(way: Way, ledger: Ledger, mail: Mail) -> int:
 def test_a_commit_whose_reply_is_lost_is_acknowledged_and_stored_once(way: Way) -> None:
     ledger = Ledger()
     for _ in range(3):
-        way.proxy.arm(Fault.REPLY_LOST)
+        way.proxy.arm(Point.COMMIT_REPLY, Action.KILL)
         assert deliver(way, ledger, to_several()) == 250
     assert len(way.proxy.happened) == 3
     stored = rows(way.table)
@@ -64,10 +63,10 @@ def test_a_commit_whose_reply_is_lost_is_acknowledged_and_stored_once(way: Way) 
 def test_a_commit_that_never_arrived_is_not_acknowledged_or_done_again(way: Way) -> None:
     ledger = Ledger()
     mail = to_several()
-    way.proxy.arm(Fault.COMMIT_LOST)
+    way.proxy.arm(Point.BEFORE_COMMIT, Action.KILL)
     while deliver(way, ledger, mail) != 250:
         assert len(ledger.attempts) < 5
-    assert way.proxy.happened == [Fault.COMMIT_LOST]
+    assert len(way.proxy.happened) == 1
     stored = rows(way.table)
     ledger.check(stored)
     assert ledger.duplicates(stored) == 0
@@ -77,7 +76,7 @@ def test_a_connection_cut_while_the_commit_is_carried_out(way: Way) -> None:
     """The server may not be done with it when gsmtpd looks: no answer may be given too early."""
     ledger = Ledger()
     for _ in range(20):
-        way.proxy.arm(Fault.CUT)
+        way.proxy.arm(Point.BEFORE_COMMIT, Action.CUT)
         assert deliver(way, ledger, to_several()) == 250
     stored = rows(way.table)
     ledger.check(stored)
@@ -86,8 +85,7 @@ def test_a_connection_cut_while_the_commit_is_carried_out(way: Way) -> None:
 
 def test_a_commit_that_arrives_late_does_no_harm(way: Way) -> None:
     ledger = Ledger()
-    way.proxy.arm(Fault.HELD)
-    threading.Timer(1.0, way.proxy.release).start()
+    way.proxy.arm(Point.BEFORE_COMMIT, Action.HOLD, seconds=1.0)
     assert deliver(way, ledger, to_several()) == 250
     time.sleep(0.2)
     stored = rows(way.table)
@@ -103,7 +101,7 @@ def test_behind_a_balancer_nobody_elses_session_is_ended(mariadb: MariaDB, schem
         make_schema(second, schema)
         user = least_rights(second, schema)
         least_rights(mariadb, schema)
-        proxy = stack.enter_context(CommitProxy(mariadb.address))
+        proxy = stack.enter_context(MySQLProxy(mariadb.address))
         host = f"127.0.0.1:{proxy.port}"
         settings = mysql_store(mariadb, schema, host=host, connections=1, **user)
         beyond = thread_id(second) + 20
@@ -117,9 +115,9 @@ def test_behind_a_balancer_nobody_elses_session_is_ended(mariadb: MariaDB, schem
         ((number,),) = mariadb.query(f"{used} ORDER BY time_ms LIMIT 1")
         bystander = stack.enter_context(numbered(second, number, schema, user))
         proxy.server = second.address
-        proxy.arm(Fault.CUT)
+        proxy.arm(Point.BEFORE_COMMIT, Action.CUT)
         ledger.note(mail, send(daemon.address, mail)[0], True)
-        assert proxy.happened == [Fault.CUT]
+        assert len(proxy.happened) == 1
         bystander.ping()
         stored = rows(MySQLTable(mariadb, schema)) + rows(MySQLTable(second, schema))
     known = {attempt.reply.id for attempt in ledger.acknowledged if attempt.reply}

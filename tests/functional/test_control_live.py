@@ -107,12 +107,12 @@ def test_status_for_people(running: Gsmtpd) -> None:
     assert (
         "Sent away:  0 (max_clients), 0 (max_clients_per_ip), 0 (deny)\nOverload:   none\n"
     ) in done.stdout
-    assert re.search(r"^Reload: +none yet$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Spool: +off\nReload: +none yet$", done.stdout, re.MULTILINE)
 
 
 def test_who_was_sent_away_and_why(running: Gsmtpd) -> None:
     trouble = {"overload": ["max_memory", "file descriptors"], "crowded": 7, "denied": 12}
-    said = [*_said(status(running) | trouble)]
+    said = [*_said(status(running) | trouble | {"spool": None})]
     assert "Sent away:  0 (max_clients), 7 (max_clients_per_ip), 12 (deny)" in said
     assert "Overload:   max_memory, file descriptors" in said
 

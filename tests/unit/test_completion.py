@@ -1,14 +1,15 @@
-"""Does bash complete what the two commands take, no more and no less?"""
+"""Does bash complete what the commands take, no more and no less?"""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from gsmtpd import cli, ctl
+from gsmtpd.faultlab import cli as faultlab
 from gsmtpd.mailfiles import FORMATS
 from tests.servers import ROOT
 
@@ -18,7 +19,7 @@ source "$1"
 shift
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
-"_$1"
+"_${1//-/_}"
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 
@@ -34,8 +35,10 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
     return {name for action in parser._actions for name in action.option_strings}
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    [choices] = [action.choices for action in ctl.parser()._actions if action.dest == "verb"]
+def verbs(
+    parser: Callable[[], argparse.ArgumentParser] = ctl.parser,
+) -> dict[str, argparse.ArgumentParser]:
+    [choices] = [action.choices for action in parser()._actions if action.dest == "verb"]
     assert isinstance(choices, dict)
     return choices
 
@@ -54,6 +57,24 @@ def test_gsmtpctl() -> None:
 def test_a_command_of_gsmtpctl(verb: str) -> None:
     assert offered("gsmtpctl", verb, "") == options(verbs()[verb])
     assert offered("gsmtpctl", "-c", "status", verb, "--help", "") == options(verbs()[verb])
+
+
+def test_the_fault_lab() -> None:
+    known = verbs(faultlab.parser)
+    assert offered("gsmtpd-faultlab", "") == options(faultlab.parser()) | {*known}
+    for verb, parser in known.items():
+        assert offered("gsmtpd-faultlab", verb, "") == options(parser)
+
+
+def test_the_values_of_the_fault_labs_options() -> None:
+    """Those that are files are completed, the others are yours to say."""
+    files = {"-c", "--ledgers", "--sqlite", "--home", "--markdown"}
+    for verb, parser in verbs(faultlab.parser).items():
+        for action in parser._actions:
+            for option in action.option_strings if action.nargs != 0 else ():
+                got = offered("gsmtpd-faultlab", verb, option, f"{ROOT}/etc/gsmtpd.c")
+                is_file = option in files or (verb, option) == ("run", "--json")
+                assert bool(got) == is_file, (verb, option)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ GOOD = [
     ("store", "keep", "example.com 1d", Keep(None, (("example.com", 86400.0),))),
     ("store", "dedupe_window", "", None),
     ("store", "dedupe_window", "1h", 3600.0),
+    ("store", "spool", "No", ""),
+    ("store", "spool_size", "2G", 2 << 30),
     ("store.mysql", "partition", "hour", "hour"),
     ("store.body", "backend", "redis", "redis"),
     ("store.body", "address", "[::1]:11211", BodyAddress("::1", 11211)),
@@ -289,6 +291,9 @@ BAD = [
     ("store", "keep", "1h, a.example 1h, a.example 2h", '"a.example" is there twice; write it'),
     ("store", "keep", "1h, *.example 1h", ONE.format("*.example")),
     ("store", "dedupe_window", "8d", '"8d" is too big; write 1s to 7d'),
+    ("store", "spool", "yes", '"yes" is not a full path; write one that begins with /, or no'),
+    ("store", "spool", "", '"" is not a full path; write one that begins with /, or no'),
+    ("store", "spool_size", "512K", '"512K" is too small; write 1M to 1024G'),
     ("store.mysql", "partition", "day", '"day" is not possible; write no or hour'),
     ("store.body", "backend", "disk", '"disk" is not possible; write none, memcached or redis'),
     ("store.body", "address", "a:b", '"a:b" has no good port; write 1 to 65535 after the :'),
@@ -752,7 +757,7 @@ def test_the_shipped_file_has_no_other_key() -> None:
 
 def test_the_shipped_file_can_be_read() -> None:
     lines = SHIPPED.read_text().splitlines()
-    assert len(lines) <= 195
+    assert len(lines) <= 200
     assert max(map(len, lines)) <= 100
 
 
@@ -924,6 +929,44 @@ def test_no_file_raises_anything_but_config_error(load: Loader, data: bytes) -> 
         bare = dataclasses.replace(loaded.store.mysql, password="")
         wanted = dataclasses.replace(loaded, store=dataclasses.replace(loaded.store, mysql=bare))
         assert load(config.dump(loaded)) == wanted
+
+
+# --- the spool ------------------------------------------------------------------------------------
+
+
+def test_a_spool_is_for_mysql(load: Loader) -> None:
+    loaded = load("[store]\nbackend = mysql\nspool = /s\nspool_size = 2M\n")
+    assert (loaded.store.spool, loaded.store.spool_size) == ("/s", 2 << 20)
+    assert loaded.warnings == ()
+    (warning,) = load("[store]\nspool = /s\n").warnings
+    assert warning.endswith(
+        ":2: [store] spool: is for backend = mysql; mail for sqlite never waits there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "wanted"),
+    [
+        ("", {}, ("", 1 << 30)),
+        ("[store]\nspool = /s\n", {}, ("", 1 << 30)),
+        ("[store]\nbackend = mysql\nspool = /s\nspool_size = 2M\n", {}, ("/s", 2 << 20)),
+        ("[limits]\nmax_size = x\n[store]\nbackend = mysql\nspool = /s\n", {}, ("/s", 1 << 30)),
+        ("[store]\nbackend = mysql\n", {"GSMTPD_STORE_SPOOL": "/e"}, ("/e", 1 << 30)),
+    ],
+)
+def test_the_spool_is_found_whatever_else_is_wrong(
+    tmp_path: Path, text: str, environ: dict[str, str], wanted: tuple[str, int]
+) -> None:
+    file = tmp_path / "gsmtpd.conf"
+    file.write_text(text)
+    assert config.spool(str(file), environ) == wanted
+
+
+def test_a_spool_that_is_wrong_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "gsmtpd.conf"
+    file.write_text("[store]\nbackend = mysql\nspool = here\n")
+    with pytest.raises(ConfigError, match="spool: .here. is not a full path"):
+        config.spool(str(file), {})
 
 
 @FAST

@@ -363,6 +363,21 @@ def test_what_was_not_simply_stored_is_remembered(enabled: bool, line: Line) -> 
     assert len(written.lines()) == (8 if enabled else 0)
 
 
+def test_spooled() -> None:
+    """As accepted, for who counts, and remembered, as nothing else tells of it for a while."""
+    written = Remembered()
+    written.log.spooled(a_message(), reply.queued("id1"), 0.0123)
+    (line,) = written.lines()
+    ordinary = Written()
+    ordinary.log.message(a_message(), reply.queued("id1"), 0.0123)
+    (other,) = ordinary.lines()
+    fields = parsed(line)
+    assert fields.pop("spooled") == "yes"
+    assert fields | {"time": ""} == parsed(other) | {"time": ""}
+    (record,) = written.records()
+    assert (record["result"], record["spooled"]) == ("accepted", "yes")
+
+
 def test_mail_for_an_alias_is_remembered() -> None:
     written = Remembered()
     message = a_message(recipients=2)

@@ -27,6 +27,8 @@ from configobj import ConfigObj  # type: ignore[import-untyped]
 from gsmtpd import cli, config, ctl, master
 from gsmtpd.config_file import MANY, Place, check_name
 from gsmtpd.config_file import settings as spec_places
+from gsmtpd.faultlab import cli as faultlab
+from gsmtpd.faultlab.check import VIOLATIONS
 from gsmtpd.maillog import MailLog, json_line
 from gsmtpd.message.row import COLUMNS, Message, RowMaker
 from gsmtpd.policy import names
@@ -43,7 +45,7 @@ from gsmtpd.storage.schema import statements
 from tests.servers import ROOT, find_program
 
 MAN = ROOT / "man"
-PAGES = ["gsmtpd.8", "gsmtpctl.8", "gsmtpd.conf.5", "gsmtpd-schema.5"]
+PAGES = ["gsmtpd.8", "gsmtpctl.8", "gsmtpd-faultlab.8", "gsmtpd.conf.5", "gsmtpd-schema.5"]
 DATE = ".Dd November 22, 2026"
 SHIPPED = ROOT / "etc" / "gsmtpd.conf"
 SPEC: Any = ConfigObj(str(config.SPEC), interpolation=False, list_values=False, _inspec=True)
@@ -156,9 +158,11 @@ def flags(parser: argparse.ArgumentParser) -> dict[str, bool]:
     return {flag: action.nargs != 0 for action in parser._actions for flag in action.option_strings}
 
 
-def commands() -> Mapping[str, argparse.ArgumentParser]:
-    """The parsers of gsmtpctl's commands."""
-    (found,) = (a for a in ctl.parser()._actions if isinstance(a, argparse._SubParsersAction))
+def commands(
+    parser: Callable[[], argparse.ArgumentParser] = ctl.parser,
+) -> Mapping[str, argparse.ArgumentParser]:
+    """The parsers of gsmtpctl's commands, or of another's."""
+    (found,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     return found.choices
 
 
@@ -196,11 +200,16 @@ def positional(text: str) -> set[str]:
     return {"ARGUMENT"} if "Ar " in re.sub(r"Fl (?:Fl )?\S+ Ar ", "", text) else set()
 
 
-def test_each_command_of_gsmtpctl_is_described() -> None:
-    heads = [i.head for i in items("gsmtpctl.8", "DESCRIPTION") if i.head.startswith("Ic ")]
+@pytest.mark.parametrize(
+    ("page", "program"), [("gsmtpctl.8", ctl.parser), ("gsmtpd-faultlab.8", faultlab.parser)]
+)
+def test_each_command_is_described(
+    page: str, program: Callable[[], argparse.ArgumentParser]
+) -> None:
+    heads = [i.head for i in items(page, "DESCRIPTION") if i.head.startswith("Ic ")]
     found = {head.split()[1]: options(head) | positional(head) for head in heads}
-    assert found == {verb: arguments(parser) for verb, parser in commands().items()}
-    for verb, parser in commands().items():
+    assert found == {verb: arguments(parser) for verb, parser in commands(program).items()}
+    for verb, parser in commands(program).items():
         (head,) = (head for head in heads if head.split()[1] == verb)
         for flag, has_argument in flags(parser).items():
             if has_argument:
@@ -217,6 +226,28 @@ def test_the_synopsis_of_gsmtpctl_has_each_command() -> None:
         found[rest.split()[0]] = options(rest) | positional(rest)
     assert found == {verb: arguments(parser) for verb, parser in commands().items()}
     assert options(forms[-1]) | {"-c"} == set(flags(ctl.parser()))
+
+
+def test_the_synopsis_of_the_fault_lab_has_each_command() -> None:
+    *forms, last = synopsis("gsmtpd-faultlab.8").split("\n.Nm\n")[1:]
+    found = {}
+    for form in forms:
+        verb, _, rest = form.removeprefix(".Ic ").partition("\n")
+        found[verb] = options(rest) | positional(rest)
+    assert found == {verb: arguments(parser) for verb, parser in commands(faultlab.parser).items()}
+    assert options(last) == set(flags(faultlab.parser()))
+
+
+def test_each_option_of_the_fault_labs_run_is_described() -> None:
+    run = commands(faultlab.parser)["run"]
+    known = flags(faultlab.parser()) | flags(run)
+    assert described("gsmtpd-faultlab.8") == known
+
+
+def test_each_violation_is_described() -> None:
+    heads = {i.head.removeprefix("Sy ") for i in items("gsmtpd-faultlab.8", "FIGURES")}
+    named = {text.partition(":")[0] for text in VIOLATIONS.values()}
+    assert named == {head for head in heads if head.isupper()}
 
 
 @pytest.mark.parametrize(("page", "others"), [("gsmtpd.8", {70}), ("gsmtpctl.8", {1, 130})])
@@ -256,6 +287,7 @@ def logged() -> list[dict[str, Any]]:
     message = Message("1a", envelope, b"x\r\n", "192.0.2.1", 0.0)
     log.message(message, reply.queued("1a"), 0.1)
     log.message(message, reply.STORAGE_TROUBLE, 0.1)
+    log.spooled(message, reply.queued("1a"), 0.1)
     log.duplicate(message, "1b", reply.queued("1b"), 0.1)
     log.stored_unheard(message, 0.1)
     log.discarded(message, reply.queued("1a"), 0.1)
@@ -288,7 +320,7 @@ def said() -> str:
     return "\n".join(found)
 
 
-@pytest.mark.parametrize("page", ["gsmtpd.8", "gsmtpctl.8"])
+@pytest.mark.parametrize("page", ["gsmtpd.8", "gsmtpctl.8", "gsmtpd-faultlab.8"])
 def test_the_messages_are_said_by_the_program(page: str) -> None:
     heads = [item.head for item in items(page, "DIAGNOSTICS")]
     assert len(heads) > 5
@@ -363,7 +395,7 @@ KINDS = {
     "keep_list": "list", "field_name": "name", "body_address": "address", "yes_no": "word",
     "domain_pattern_list": "list", "address_pattern_list": "list", "local_part_list": "list",
     "network_list": "list", "dnsbl_list": "list", "resolver": "address", "query": "statement",
-    "peer_list": "list",
+    "peer_list": "list", "path_or_no": "path",
 }  # fmt: skip
 
 

@@ -18,14 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from gsmtpd.ctl_import import _is_lost
 from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import spool as spools
+from gsmtpd.storage import spool_file
 from gsmtpd.storage.base import Duplicate, Letter, Outcome, Result, StoreError
-from gsmtpd.storage.spool import NAME, Spool
+from gsmtpd.storage.spool import Spool
 from gsmtpd.storage.spool_drain import ASIDE_FOR, BATCH, LOOK, TRIES, Drainer
 from gsmtpd.storage.spool_facts import UnknownFactsError, facts_of, message_of
+from gsmtpd.storage.spool_file import NAME
 from gsmtpd.storage.spooling import SpoolingStore, with_spool
 from tests.conftest import lacking
 from tests.servers import wait_for
@@ -109,7 +112,7 @@ class Shelf:
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     made = str(tmp_path / "spool")
-    spools.prepare(made)
+    spool_file.prepare(made)
     return made
 
 
@@ -243,14 +246,14 @@ def test_facts_that_are_none_are_known_as_such(facts: str) -> None:
 def test_it_is_ours_alone(folder: str, spool: Spool) -> None:
     spool.add(messages(1))
     assert os.stat(folder).st_mode & 0o777 == 0o700
-    spools.prepare(folder)  # again: what is there stays
+    spool_file.prepare(folder)  # again: what is there stays
     assert spool.figures().messages == 1
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702])
 def test_a_directory_where_others_write_is_refused(folder: str, mode: int) -> None:
     os.chmod(folder, mode)
-    for look in (spools.prepare, spools.check):
+    for look in (spool_file.prepare, spool_file.check):
         with pytest.raises(StoreError, match=f"others may write there; .* chmod 700 {folder}"):
             look(folder)
 
@@ -258,7 +261,7 @@ def test_a_directory_where_others_write_is_refused(folder: str, mode: int) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory away")
 def test_the_directory_of_another_user_is_refused(folder: str) -> None:
     os.chown(folder, 12345, -1)
-    for look in (spools.prepare, spools.check):
+    for look in (spool_file.prepare, spool_file.check):
         with pytest.raises(StoreError, match="belongs to another user"):
             look(folder)
 
@@ -266,12 +269,12 @@ def test_the_directory_of_another_user_is_refused(folder: str) -> None:
 def test_what_keeps_it_from_being_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=f"there is no directory {tmp_path}/none; make it"):
-        spools.prepare(str(tmp_path / "none" / "spool"))
+        spool_file.prepare(str(tmp_path / "none" / "spool"))
     with pytest.raises(StoreError, match="is no directory"):
-        spools.prepare(str(tmp_path / "file"))
+        spool_file.prepare(str(tmp_path / "file"))
     with pytest.raises(StoreError, match="is no directory"):
-        spools.check(str(tmp_path / "file"))
-    spools.check(str(tmp_path / "spool"))
+        spool_file.check(str(tmp_path / "file"))
+    spool_file.check(str(tmp_path / "spool"))
     assert not (tmp_path / "spool").exists()
 
 
@@ -352,7 +355,7 @@ def test_figures_can_be_seen_from_outside(spool: Spool, folder: str, tmp_path: P
 
 def test_strange_paths_can_be_looked_at(tmp_path: Path) -> None:
     folder = str(tmp_path / "a%41?mode=rwc#b c")
-    spools.prepare(folder)
+    spool_file.prepare(folder)
     one = Spool(folder, ROOM)
     one.add(messages(1))
     assert spools.look(folder, ROOM).messages == 1
@@ -385,7 +388,7 @@ def test_a_broken_file_is_trouble_until_it_is_mended(spool: Spool, folder: str) 
 def test_a_full_disk_is_trouble_and_nothing_is_kept(small_disk: Path) -> None:
     folder = str(small_disk / "spool")
     with pytest.raises(StoreError):
-        spools.prepare(folder)
+        spool_file.prepare(folder)
         one = Spool(folder, ROOM)
         try:
             one.add([message(os.urandom(100_000))])
@@ -411,9 +414,8 @@ from gsmtpd.storage.spool import Spool
 from tests.unit.storage.test_spool import message
 spool = Spool(sys.argv[1], 1 << 30)
 while True:
-    for each in (put := [message(sys.argv[2].encode() * 1000) for _ in range(3)]):
-        object.__setattr__
-    put = [each._replace(id=sys.argv[2] + each.id) for each in put]
+    made = [message(sys.argv[2].encode() * 1000) for _ in range(3)]
+    put = [each._replace(id=sys.argv[2] + each.id) for each in made]
     spool.add(put)
     print(*[each.id for each in put], flush=True)
 """
@@ -421,7 +423,7 @@ while True:
 
 def test_what_was_kept_survives_kills_and_none_is_there_by_halves(folder: str) -> None:
     said: list[str] = []
-    for round_ in range(3):
+    for round_ in range(2):
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, folder, f"{round_}{name}"],
@@ -444,7 +446,7 @@ def test_what_was_kept_survives_kills_and_none_is_there_by_halves(folder: str) -
     one.close()
     kept = {each.id for each in found}
     assert set(said) <= kept
-    assert len(said) >= 18
+    assert len(said) >= 12
     assert len(kept) % 3 == 0
     assert all(each.content == each.id[:2].encode() * 1000 for each in found)
 
@@ -455,9 +457,9 @@ def test_file_and_directory_are_synced_before_it_is_kept(tmp_path: Path) -> None
         lacking("strace")
     program = (
         "import os, sys\n"
-        "from gsmtpd.storage import spool\n"
+        "from gsmtpd.storage import spool, spool_file\n"
         "from tests.unit.storage.test_spool import message\n"
-        "spool.prepare(sys.argv[1])\n"
+        "spool_file.prepare(sys.argv[1])\n"
         "one = spool.Spool(sys.argv[1], 1 << 30)\n"
         "for n in range(2):\n"
         "    os.write(2, b'BEGIN')\n"
@@ -468,7 +470,7 @@ def test_file_and_directory_are_synced_before_it_is_kept(tmp_path: Path) -> None
     done = subprocess.run(
         [
             *("strace", "-f", "-y", "-s", "4096", "-o", trace),
-            *("-e", "trace=fsync,fdatasync,write,pwrite64,mkdir"),
+            *("-e", "trace=openat,fsync,fdatasync,write,pwrite64,mkdir"),
             *(sys.executable, "-c", program, folder),
         ],
         check=False,
@@ -489,7 +491,9 @@ def test_file_and_directory_are_synced_before_it_is_kept(tmp_path: Path) -> None
         assert "spool.db-wal" in before[before.rindex("\n", 0, written) : written]
         assert re.search(rf"sync\(\d+<{folder}/spool.db-wal>\) += 0", before[written:])
     # The journal is a new file, whose name has to be there, too, after a power cut.
-    assert re.search(rf"fsync\(\d+<{folder}>\) += 0", first.partition('"KEPT"')[0])
+    opened = first.index(f'openat(AT_FDCWD<{os.getcwd()}>, "{folder}/spool.db-wal", O_RDWR|O_CREAT')
+    behind = first[opened:].partition('"KEPT"')[0]
+    assert re.search(rf"fsync\(\d+<{folder}>\) += 0", behind)
 
 
 # --- in front of a store --------------------------------------------------------------------------
@@ -533,7 +537,7 @@ def test_a_spool_that_fails_is_answered_as_ever(setting: Setting, folder: str) -
     setting.shelf.away = True
     shutil.rmtree(folder)
     assert setting.write(message()) == [AWAY]
-    spools.prepare(folder)
+    spool_file.prepare(folder)
     assert setting.write(message()) == [SPOOLED]
 
 
@@ -641,21 +645,17 @@ def test_a_message_that_is_refused_is_set_aside(setting: Setting, caplog) -> Non
     assert setting.inner.figures().messages == 0
 
 
-@pytest.mark.parametrize("bad", [2, BATCH, BATCH + 1])
+@pytest.mark.parametrize("bad", [2, BATCH, BATCH + 20])
 def test_refused_ones_in_front_do_not_hold_up_the_rest(setting: Setting, bad: int) -> None:
-    """However many they are, the next one behind a batch of them shows whose fault it is."""
+    """However many they are, one that is behind them shows whose fault it is."""
     put = messages(BATCH + bad)
     setting.shelf.away = True
     setting.write(*put)
     setting.shelf.away = False
     setting.shelf.refuses = set(ids(put[:bad]))
-    wanted = put[bad:]
-    for _ in range(60):
+    for _ in range(100):
         setting.now += setting.drainer.step()
-    if bad <= BATCH:
-        assert setting.shelf.stored == wanted
-    else:  # a whole batch and the one behind it: that is the database, for all that can be told
-        assert setting.shelf.stored == []
+    assert sorted(ids(setting.shelf.stored)) == ids(put[bad:])
 
 
 def test_trouble_of_the_database_sets_nothing_aside(setting: Setting) -> None:
@@ -781,3 +781,8 @@ def test_a_store_is_closed_behind_what_is_being_drained(folder: str) -> None:
     assert drainer.step() == LOOK
     assert shelf.stored == put[:BATCH]
     drainer.close()
+
+
+def test_an_import_counts_nothing_that_is_not_stored() -> None:
+    """It has no spool in front of its store."""
+    assert {each for each in Outcome if not _is_lost(each)} == {STORED, SPOOLED}

@@ -1,0 +1,187 @@
+"""Which store does a Config ask for, where are its tables, and can it be used?"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from gsmtpd.app_policy import query_threads
+from gsmtpd.config import Config
+from gsmtpd.message.row import FASTEST, Decode, RowMaker
+from gsmtpd.storage import mysql, mysql_schema, spool_file, sqlite
+from gsmtpd.storage.base import Store, StoreError
+from gsmtpd.storage.body_store import BodyStore, open_body_store
+from gsmtpd.storage.dedupe import DedupingStore
+from gsmtpd.storage.elsewhere import ElsewhereStore
+from gsmtpd.storage.mysql_connection import Database, Host
+from gsmtpd.storage.mysql_hosts import OnAway
+from gsmtpd.storage.partitions import clause
+from gsmtpd.storage.reader import Bodies, MailReader
+from gsmtpd.storage.schema import statements
+
+
+def make_database(config: Config) -> Database:
+    """How to reach the configured MySQL server."""
+    chosen = config.store.mysql
+    hosts = tuple(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
+    return Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
+
+
+def database_status(config: Config, away: int) -> list[dict[str, object]]:
+    """The configured hosts of the database. away: those that some worker leaves alone, as bits."""
+    hosts = make_database(config).hosts if config.store.backend == "mysql" else ()
+    return [
+        {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
+    ]
+
+
+def make_reader(config: Config) -> MailReader:
+    """A reader of the configured store. Raises StoreError."""
+    if config.store.backend == "sqlite":
+        return sqlite.open_reader(config.store.sqlite.path, _bodies(config))
+    if config.store.backend == "mysql":
+        return mysql.open_reader(make_database(config), _bodies(config))
+    raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
+
+
+def _bodies(config: Config) -> Bodies | None:
+    try:
+        return make_body_store(config)
+    except StoreError as error:
+        return _NoBodies(error)  # most mail may be read without
+
+
+class _NoBodies:
+    """In place of a body store whose library is missing."""
+
+    def __init__(self, error: StoreError) -> None:
+        self._error = error
+
+    def get(self, key: str) -> bytes | None:
+        raise self._error
+
+
+def schema(config: Config) -> list[str]:
+    """The SQL statements that make the configured store's tables."""
+    backend = config.store.backend
+    if backend == "null":
+        raise StoreError("[store] backend = null has no tables")
+    partitions = clause(time.time()) if config.store.mysql.partition == "hour" else ""
+    return statements(backend, config.store.mysql.table, partitions)
+
+
+def make_tables(config: Config) -> str:
+    """Make the configured store's tables where they are missing; says where. Raises StoreError."""
+    if config.store.backend == "sqlite":
+        sqlite.make(config.store.sqlite.path)
+        return f"the tables are in {config.store.sqlite.path}"
+    database = make_database(config)
+    left_out = mysql_schema.execute(database, schema(config))
+    return "\n".join([*left_out, f"the tables are in database {database.database}"])
+
+
+def check_store(config: Config) -> None:
+    """Whether the configured store can be used now; makes nothing. Raises StoreError."""
+    if config.store.backend == "sqlite":
+        sqlite.check(config.store.sqlite.path)
+    elif config.store.backend == "mysql":
+        if config.store.spool:
+            spool_file.check(config.store.spool)
+        store = make_store(config)
+        try:
+            store.prepare()
+        finally:
+            store.close()
+
+
+def prepare_store(config: Config) -> None:
+    """Make the mail file before any fork: unlike a database server it will not come by itself.
+
+    Likewise the spool. Raises StoreError.
+    """
+    if config.store.backend == "sqlite":
+        sqlite.make(config.store.sqlite.path)
+    elif config.store.backend == "mysql" and config.store.spool:
+        spool_file.prepare(config.store.spool)
+
+
+def settle_store(config: Config) -> None:
+    """Leave all mail in the mail file itself, once no process writes there any more."""
+    if config.store.backend == "sqlite":
+        with suppress(StoreError):
+            sqlite.settle(config.store.sqlite.path)
+
+
+def make_store(
+    config: Config,
+    on_capacity: mysql.OnCapacity = lambda size: None,
+    warn: bool = False,
+    dedupe: bool = True,
+) -> Store:
+    """The configured store, not connected yet. Raises StoreError for one that keeps nothing.
+
+    on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts.
+    """
+    database = make_database_store(config, on_capacity, warn)
+    if database is None:
+        raise StoreError("[store] backend = null keeps no mail")
+    return with_more(config, database, dedupe)
+
+
+def make_database_store(
+    config: Config,
+    on_capacity: mysql.OnCapacity = lambda size: None,
+    warn: bool = False,
+    on_away: OnAway = lambda bits: None,
+) -> sqlite.SQLiteStore | mysql.MySQLStore | None:
+    """The configured database alone, not connected yet; None for null."""
+    chosen = config.store
+    rows = _row_maker(config)
+    durable = chosen.durability == "strict"
+    if chosen.backend == "sqlite":
+        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
+    if chosen.backend == "mysql":
+        database, connections = make_database(config), chosen.mysql.connections
+        connections += bool(chosen.spool)  # what empties it writes, too
+        lookups = query_threads(config)
+        return mysql.MySQLStore(
+            database, rows, connections, warn, durable, on_capacity, lookups, on_away
+        )
+    return None
+
+
+def with_more(
+    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore, dedupe: bool = True
+) -> Store:
+    """The store of `database` and of what else is configured."""
+    rows = _row_maker(config)
+    bodies = make_body_store(config)
+    store: Store = database if bodies is None else ElsewhereStore(database, bodies, rows)
+    if dedupe and config.store.dedupe_window is not None:
+        store = DedupingStore(store, database, config.store.dedupe_window, rows.recipients)
+    return store
+
+
+def make_body_store(config: Config) -> BodyStore | None:
+    """The configured body store, not connected yet. Raises StoreError if its library is missing."""
+    chosen = config.store.body
+    if chosen.backend == "none":
+        return None
+    where = chosen.address
+    return open_body_store(chosen.backend, where.host, where.port, where.unix_socket, chosen.ttl)
+
+
+def _row_maker(config: Config) -> RowMaker:
+    return RowMaker(
+        config.server.host_name,
+        config.domains.primary_domain,
+        Decode(config.content.decode),
+        _level(config),
+        config.content.spam_score_header,
+    )
+
+
+def _level(config: Config) -> int | None:
+    """zlib's level; what goes into a body store is always compressed."""
+    fallback = None if config.store.body.backend == "none" else FASTEST
+    return config.content.compress or fallback

@@ -1,0 +1,1 @@
+"""How is it proved that no acknowledged mail is lost? By faults, and by independent accounts."""
