@@ -22,7 +22,7 @@ from gsmtpd.faultlab.lab import Plan
 from gsmtpd.faultlab.report import Figures
 from gsmtpd.faultlab.trial import NO_FAULT, Extent, Job, Trial, jobs, run
 
-EX_USAGE = 64  # sysexits.h
+EX_USAGE = 2  # as argparse has it
 PROMISE = 5.0  # seconds until service is back, as docs/durability.md says
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _RATE, _SESSIONS = 100.0, 16  # of a lab in which faults are injected one by one
@@ -163,7 +163,6 @@ def carry_out(planned: Sequence[Job], at_once: int) -> Iterator[Trial]:
 def _begin_process() -> None:
     """Of a process that runs labs: end with the parent, and take down what was started."""
     signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import pymysql
 
@@ -44,12 +44,10 @@ from gsmtpd.storage.mysql_connection import (
 )
 from gsmtpd.storage.mysql_doubt import (
     Ambiguous,
-    NotSafeError,
-    Session,
-    end,
+    Doubts,
+    Look,
     is_safe,
     session_of,
-    stored_ids,
 )
 from gsmtpd.storage.mysql_hosts import Hosts, OnAway
 from gsmtpd.storage.mysql_look import check_settings, read_columns
@@ -67,7 +65,6 @@ _ROOM_FOR_NAMES = 8192  # octets of an INSERT in front of its values
 
 
 OnCapacity = Callable[[int], None]
-_Found = TypeVar("_Found")
 
 
 class MySQLStore:
@@ -104,7 +101,7 @@ class MySQLStore:
         self.can_write = self._hosts.can_write
         self._beside = Beside(database.table, warn)
         self._said_as_it_is = False
-        self._in_doubt: set[Session] = set()
+        self._doubts = Doubts(database.table, self._ask)
         self._queries = Queries(database, max(1, lookups), self._hosts)
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
@@ -303,52 +300,34 @@ class MySQLStore:
         """Whether the session of the COMMIT is over, and what is stored of `letters`."""
         text = explain(doubt.error, self._database)
         _log.warning("mysql: the answer to a COMMIT was lost (%s); looking its mail up", text)
+        ids = [letter.message.id for letter in letters]
         for pause in _LOOKUP_PAUSES:
             time.sleep(pause)
             try:
-                over, stored = self._stored(letters, doubt.session)
-            except NotSafeError as error:
+                over, stored = self._doubts.look_up(ids, doubt.session)
+            except StoreError as error:
                 text = str(error)
-                continue
             except (pymysql.MySQLError, OSError) as error:
                 text = explain(error, self._database)
-                continue
-            if not over:
-                self._in_doubt.add(doubt.session)
-            return over, [
-                Outcome.STORED if letter.message.id in stored else Outcome.TROUBLE
-                for letter in letters
-            ]
-        self._in_doubt.add(doubt.session)
+            else:
+                return over, [
+                    Outcome.STORED if number in stored else Outcome.TROUBLE for number in ids
+                ]
+        # Never AWAY: what goes into the spool must not be stored by anybody else.
         self._health.trouble(text)
-        return False, [self._trouble()] * len(letters)
+        return False, [Outcome.TROUBLE] * len(letters)
 
     def _trouble(self) -> Outcome:
         return Outcome.TROUBLE if self._hosts.can_write() else Outcome.AWAY
 
-    def _stored(self, letters: Sequence[Letter], session: Session) -> tuple[bool, set[str]]:
-        """Whether `session` is over for good, and the ids of `letters` that are stored."""
-        ids = [letter.message.id for letter in letters]
-        return self._ask(
-            lambda used: (end(used, session), stored_ids(used, self._database.table, ids))
-        )
-
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the message `ids` that are stored. Raises StoreError, also while that is unsure.
-
-        Sessions whose COMMIT was left in doubt are ended first, lest they store more later.
-        """
-
-        def look(used: Any) -> set[str]:
-            self._in_doubt -= {session for session in [*self._in_doubt] if end(used, session)}
-            return stored_ids(used, self._database.table, ids)
-
+        """Those of the message `ids` that are stored. Raises StoreError, also while in doubt."""
         try:
-            return self._ask(look)
+            return self._doubts.known(ids)
         except (pymysql.MySQLError, OSError) as error:
             raise store_error(self._hosts.trouble() or error, self._database) from error
 
-    def _ask(self, look: Callable[[Any], _Found]) -> _Found:
+    def _ask(self, look: Look) -> Any:
         """What `look` finds over a driver's connection; over a fresh one where that was lost."""
         with self._connection() as connection:
             for last in (False, True):

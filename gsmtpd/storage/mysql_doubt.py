@@ -11,7 +11,7 @@ another server, and half of the answer would be that one's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -21,8 +21,11 @@ from gsmtpd.storage.base import StoreError
 
 _LOOKS = 40  # whether a killed session has ended, or those in a COMMIT are through with it
 _BETWEEN = 0.05  # seconds between two looks
+_DOUBT_FOR = 120.0  # seconds until a COMMIT that was sent is taken for lost
 # Without the right PROCESS these are those of the same account: all that gsmtpd has.
 _COMMITTING = "SELECT id FROM information_schema.processlist WHERE info = 'COMMIT'"
+
+Look = Callable[[Any], Any]
 
 
 class Session(NamedTuple):
@@ -47,6 +50,53 @@ class NotSafeError(StoreError):
 
     def __init__(self) -> None:
         super().__init__("a COMMIT takes longer than 2 s, so what is seen may not be synced yet")
+
+
+class LateError(StoreError):
+    """A COMMIT may still arrive at the database, and store what it does not have now."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"a COMMIT may still be on its way to {server}, which cannot be asked")
+
+
+class Doubts:
+    """The sessions whose COMMIT is in doubt, and what is stored of its mail in `table`.
+
+    ask: calls a function with a driver's connection, again with a fresh one if that was lost.
+    """
+
+    def __init__(self, table: str, ask: Callable[[Look], Any]) -> None:
+        self._table = table
+        self._ask = ask
+        self._open: dict[Session, float] = {}  # since when, in monotonic seconds
+
+    def look_up(self, ids: Sequence[str], session: Session) -> tuple[bool, set[str]]:
+        """Whether `session` is over for good, and those of the message `ids` that are stored.
+
+        Raises StoreError or pymysql.err.Error; then nothing is known.
+        """
+        self._open[session] = time.monotonic()
+        over, stored = self._ask(
+            lambda used: (end(used, session), stored_ids(used, self._table, ids))
+        )
+        if over:
+            self._open.pop(session, None)
+        return over, stored
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the message `ids` that are stored, once nothing is in doubt any more.
+
+        Raises StoreError or pymysql.err.Error.
+        """
+        found: set[str] = self._ask(lambda used: self._known(used, ids))
+        return found
+
+    def _known(self, used: Any, ids: Sequence[str]) -> set[str]:
+        for session, since in [*self._open.items()]:
+            if not end(used, session) and time.monotonic() - since < _DOUBT_FOR:
+                raise LateError(session.server)
+            self._open.pop(session, None)
+        return stored_ids(used, self._table, ids)
 
 
 def session_of(used: Any) -> Session:

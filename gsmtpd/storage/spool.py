@@ -21,10 +21,10 @@ from gsmtpd.storage.spool_facts import facts_of
 from gsmtpd.storage.spool_file import (
     NAME,
     PAGE,
-    identity,
     open_file,
     spool_error,
 )
+from gsmtpd.storage.sqlite_file import identity
 
 _LOCK = "lock"
 _RESERVE = 16 * PAGE  # of the bound, for what SQLite keeps beside messages

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import time
 
 from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.storage.sqlite_file import folder_of, open_wal
 
 NAME = "spool.db"
 PAGE = 4096  # octets
@@ -30,7 +30,7 @@ def prepare(folder: str) -> None:
     try:
         if not os.path.isdir(folder):
             os.mkdir(folder, 0o700)
-            _sync(os.path.dirname(os.path.abspath(folder)))
+            _sync(folder_of(folder))
         _check_rights(folder)
         open_file(folder, 0).close()
     except (sqlite3.Error, OSError) as error:
@@ -39,7 +39,7 @@ def prepare(folder: str) -> None:
 
 def check(folder: str) -> None:
     """Whether `prepare` would succeed, without making anything. Raises StoreError."""
-    above = os.path.dirname(os.path.abspath(folder))
+    above = folder_of(folder)
     if os.path.isdir(folder):
         _check_rights(folder)
         if not _writable(folder):
@@ -51,7 +51,7 @@ def check(folder: str) -> None:
 def spool_error(folder: str, error: Exception) -> StoreError:
     """`error` as the StoreError for it."""
     what = f"spool {folder}"
-    above = os.path.dirname(os.path.abspath(folder))
+    above = folder_of(folder)
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             return StoreError(f"{what}: is no directory; set [store] spool to one")
@@ -83,16 +83,9 @@ def open_file(folder: str, most: int) -> sqlite3.Connection:
 
     most: octets that it may have, 0 for any. Raises sqlite3.Error or OSError.
     """
-    connection = sqlite3.connect(
-        os.path.join(folder, NAME),
-        timeout=_BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    pragmas = (f"page_size={PAGE}", "auto_vacuum=INCREMENTAL")
+    connection = open_wal(os.path.join(folder, NAME), _BUSY_TIMEOUT, pragmas)
     try:
-        connection.execute(f"PRAGMA page_size={PAGE}")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_LEFT}")
         if most:
@@ -101,43 +94,19 @@ def open_file(folder: str, most: int) -> sqlite3.Connection:
         if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
             for statement in _TABLES:
                 connection.execute(statement)
-        # What is in a journal that is not found after a power cut is lost, synced as it may be, and
-        # Debian's SQLite syncs no directory. Having been read from, the file has its journal.
-        _sync(folder)
         return connection
     except BaseException:
         connection.close()
         raise
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + _BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            # SQLite's own timeout does not cover this: another process is opening a new file.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
 def _sync(folder: str) -> None:
+    """Have the names in `folder` survive a power cut. SQLite does so where it makes files."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def identity(path: str) -> tuple[int, int] | None:
-    """Which file is at `path`; None if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _writable(folder: str) -> bool:

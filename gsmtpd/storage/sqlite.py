@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -23,6 +22,7 @@ from gsmtpd.storage.base import (
 from gsmtpd.storage.dedupe import MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.sqlite_file import folder_of, identity, open_wal
 from gsmtpd.storage.sqlite_query import Queries
 
 _BUSY_TIMEOUT = 10.0  # seconds to wait for another process's commit
@@ -47,30 +47,13 @@ def connect(path: str, durable: bool = True) -> sqlite3.Connection:
     durable: sync at each commit. Raises StoreError with a clear line.
     """
     try:
-        connection = _open(path)
+        connection = open_wal(path, _BUSY_TIMEOUT)
         # NORMAL does not sync the WAL on commit: a power cut can take acknowledged mail.
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         _make_tables(connection)
         return connection
     except (sqlite3.Error, OSError) as error:
         raise store_error(path, error) from error
-
-
-def _open(path: str) -> sqlite3.Connection:
-    # Each connection belongs to one thread, but for its end, see SQLiteStore.close.
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-    )
-    deadline = time.monotonic() + _BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return connection
-        except sqlite3.OperationalError as error:
-            # SQLite's own timeout does not cover this: another process is opening a new file.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
@@ -110,7 +93,7 @@ def check(path: str) -> None:
     """Like `make`, but for making anything. Raises StoreError."""
     if os.path.exists(path):
         make(path)
-    elif not os.path.isdir(_folder(path)) or not _writable(path):
+    elif not os.path.isdir(folder_of(path)) or not _writable(path):
         raise store_error(path, FileNotFoundError())
 
 
@@ -126,7 +109,7 @@ def store_error(path: str, error: Exception) -> StoreError:
 
 
 def _explain(path: str, error: Exception) -> str:
-    folder = _folder(path)
+    folder = folder_of(path)
     if not os.path.isdir(folder):
         return f"{path}: there is no directory {folder}; make it, or set [store] [[sqlite]] path"
     if not _writable(path):
@@ -135,23 +118,11 @@ def _explain(path: str, error: Exception) -> str:
     return f"{path}: {error}"
 
 
-def _folder(path: str) -> str:
-    return os.path.dirname(os.path.abspath(path))
-
-
 def _writable(path: str) -> bool:
-    folder = _folder(path)
+    folder = folder_of(path)
     if not os.path.isdir(folder):
         return True  # it is not rights that are missing
     return os.access(folder, os.W_OK) and (not os.path.exists(path) or os.access(path, os.W_OK))
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 class SQLiteStore:
@@ -167,7 +138,7 @@ class SQLiteStore:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
-        self._queries = Queries(partial(connect, path, durable), partial(_identity, path))
+        self._queries = Queries(partial(connect, path, durable), partial(identity, path))
 
     def prepare(self) -> None:
         """Open the file and make its tables. Raises StoreError."""
@@ -231,7 +202,7 @@ class SQLiteStore:
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is not None and self._local.file != _identity(self._path):
+        if connection is not None and self._local.file != identity(self._path):
             # Removed or replaced: what we wrote to the open file would be gone with it.
             self._forget(connection)
             connection = None
@@ -242,7 +213,7 @@ class SQLiteStore:
             except StoreError as trouble:
                 self._health.trouble(str(trouble))
                 raise
-            self._local.file = _identity(self._path)
+            self._local.file = identity(self._path)
         return connection
 
     def _forget(self, connection: sqlite3.Connection) -> None:
