@@ -71,8 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "faultlab", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "master", "next_setup",
-    "workers", "app", *PARTS, *CONFIG,
+    "cli", "ctl", "ctl_check", "ctl_import", "ctl_purge", "ctl_why", "faultlab", "master",
+    "next_setup", "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.
