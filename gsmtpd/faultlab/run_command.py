@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +28,7 @@ from gsmtpd.faultlab.trial import NO_FAULT, Extent, Job, Trial, jobs, run
 EX_USAGE = 2  # as argparse has it
 PROMISE = 5.0  # seconds until service is back, as docs/durability.md says
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_TERMINATED = 143  # as of a process that SIGTERM ended
 _RATE, _SESSIONS = 100.0, 16  # of a lab in which faults are injected one by one
 _SENDERS, _MANY_SESSIONS = 2, 64  # of a long run
 _MEMORY = "1G"  # of the database in a long run, whose indexes grow large
@@ -102,6 +106,7 @@ def run_faults(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"gsmtpd-faultlab: {error}", file=sys.stderr)
         return EX_USAGE
+    signal.signal(signal.SIGTERM, _leave)
     with tempfile.TemporaryDirectory(prefix="gsmtpd-faultlab-") as passing:
         home = options.home or Path(passing)
         planned = plan(options, chosen, home)
@@ -149,25 +154,39 @@ def carry_out(planned: Sequence[Job], at_once: int) -> Iterator[Trial]:
     # Not forked: a lab has threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, context, initializer=_begin_process) as pool:
-        alone = [job for job in planned if job.name == NO_FAULT]
-        for job in alone:
-            yield pool.submit(run, job).result()
-        futures = [pool.submit(run, job) for job in planned if job not in alone]
         try:
+            alone = [job for job in planned if job.name == NO_FAULT]
+            for job in alone:
+                yield pool.submit(_run, job).result()
+            futures = [pool.submit(_run, job) for job in planned if job not in alone]
             for future in as_completed(futures):
                 yield future.result()
-        finally:
+        except BaseException:  # ^C, or TERM: the labs are to go as well
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _run(job: Job) -> Trial:
+    """Carry a job out; the process ends where it was told to."""
+    try:
+        return run(job)
+    except (SystemExit, KeyboardInterrupt):
+        atexit._run_exitfuncs()
+        os._exit(_TERMINATED)
 
 
 def _begin_process() -> None:
     """Of a process that runs labs: end with the parent, and take down what was started."""
     signal.signal(signal.SIGTERM, _leave)
+    # Processes of multiprocessing end without what atexit was told.
+    Finalize(None, atexit._run_exitfuncs, exitpriority=0)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)
+    raise SystemExit(_TERMINATED)
 
 
 def _progress(trial: Trial, done: int, of: int) -> str:

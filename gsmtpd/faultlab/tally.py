@@ -43,10 +43,16 @@ class Tally:
             for step in ledger.read(path, []):
                 if step["step"] not in ("reply", "lost", "abandoned", "turned_away"):
                     continue
-                place = bisect_right(begins, step["at"]) - 1
-                within = place >= 0 and step["at"] <= windows[place][1]
-                if within or step["at"] >= since:
-                    self._add(windows[place][2] if within else QUIET, step)
+                said = step["at"]
+                # What was sent in a fault, and answered behind it, was answered late by it.
+                for at in (said, said - step.get("seconds", 0.0)):
+                    place = bisect_right(begins, at) - 1
+                    if place >= 0 and at <= windows[place][1]:
+                        self._add(windows[place][2], step)
+                        break
+                else:
+                    if said >= since:
+                        self._add(QUIET, step)
 
     def _add(self, fault: str, step: dict[str, object]) -> None:
         code = step.get("code")

@@ -35,6 +35,7 @@ from gsmtpd.storage.mysql_connection import (
     READ_ONLY,
     REFUSED,
     RETRY,
+    ROLLED_BACK,
     Database,
     close,
     code_of,
@@ -257,8 +258,8 @@ class MySQLStore:
         try:
             connection.commit()
         except Exception as error:
-            if code_of(error) in RETRY:
-                raise  # the server said that it rolled back
+            if code_of(error) in ROLLED_BACK:
+                raise
             raise Ambiguous(error, session) from error
 
     def _values(self, table: MailTable, letter: Letter) -> Iterable[bytes]:

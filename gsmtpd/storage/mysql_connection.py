@@ -22,6 +22,7 @@ WRITE_TIMEOUT = 15
 RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification conflict)
 NO_SPACE = {1021, 1114, 28}  # disk full, table full
 READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
+ROLLED_BACK = RETRY | {1290, 1836}  # as the answer to a COMMIT: none of it was carried out
 ALTERED = {1054, 1146}  # a column or the table is not there (any more)
 DENIED = {1044, 1142, 1143}  # a right on the database, the table or a column is missing
 CANNOT_ENCRYPT = 2059  # an authentication plugin cannot be loaded
