@@ -56,7 +56,9 @@ class Hosts:
         self._warn = warn and len(database.hosts) > 1
         self._on_away = on_away
         self._lock = threading.Lock()
-        self._away: dict[Host, pymysql.err.Error] = {}  # those whose breaker is open, and why
+        # Those whose breaker is open, and why: what the error said, as it itself would keep alive
+        # the mail that its traceback leads to, and grow each time that it is raised.
+        self._away: dict[Host, tuple[Any, ...]] = {}
         self._closed = threading.Event()
         self._complaints = {
             host: Complaints(f"mysql: host {host}") for host in self._database.hosts
@@ -69,7 +71,7 @@ class Hosts:
         seconds, see connect_to. reads_only: a host that only reads will do, if none writes.
         """
         hosts = self._usable(reads_only)
-        trouble = self._away.get(self._database.hosts[0])
+        trouble: pymysql.err.Error | None = None
         for host in hosts:
             try:
                 # Whoever is given less time asks for something else, which may be slow by itself.
@@ -78,19 +80,19 @@ class Hosts:
             except pymysql.err.Error as error:
                 self.failed(host, error)
                 trouble = error
-        raise trouble or pymysql.err.OperationalError(2003, "the hosts have just changed")
+        raise trouble or self._why() or pymysql.err.OperationalError(2003, "no host is left")
 
     def _usable(self, reads_only: bool) -> list[Host]:
         hosts = [host for host in self._database.hosts if host not in self._away]
         if not hosts and reads_only:
-            hosts = [h for h, why in self._away.copy().items() if code_of(why) in _READS_ALONE]
+            hosts = [h for h, why in self._away.copy().items() if {*why[:1]} & _READS_ALONE]
         return hosts
 
     def failed(self, host: Host, error: pymysql.err.Error) -> None:
         """Open the breaker of `host`: it gave no connection, or cannot write now."""
         with self._lock:
             watched = host in self._away
-            self._away[host] = error
+            self._away[host] = error.args
             if watched or self._closed.is_set():
                 return
             self._tell()
@@ -105,7 +107,11 @@ class Hosts:
 
     def trouble(self) -> pymysql.err.Error | None:
         """Why the first host cannot be used, if none can."""
-        return None if self.can_write() else self._away.get(self._database.hosts[0])
+        return None if self.can_write() else self._why()
+
+    def _why(self) -> pymysql.err.Error | None:
+        why = self._away.get(self._database.hosts[0])
+        return None if why is None else pymysql.err.OperationalError(*why)
 
     def leaves(self, host: Host) -> bool:
         """Whether a connection to `host` should be given up for one to another host."""
@@ -135,7 +141,7 @@ class Hosts:
                     return
                 pause = PROBE_FIRST
             else:
-                self._away[host] = error
+                self._away[host] = error.args
                 well_since = None
                 pause = min(pause * 2, PROBE_AT_MOST)
 

@@ -248,8 +248,31 @@ def test_bare_system(system: System, deb: Path) -> None:
         root.do(f"python3 -c '{GROW_OLD}'")
         assert root.do("gsmtpctl purge --older-than 30d") == "deleted 1 mails\n"
         assert "no mail yet" in root.do("gsmtpctl list")
+        prove_it(root)
         root.do("/etc/init.d/gsmtpd stop")
         assert "not running" in root.refuse("/etc/init.d/gsmtpd status", 3)
+
+
+def prove_it(root: Root) -> None:
+    """Have the fault lab send mail to the gsmtpd that runs, and check what that has stored."""
+    check = "gsmtpd-faultlab check --ledgers ledgers"
+    to = "--to you@localhost me@localhost"
+    root.do(f"gsmtpd-faultlab send --server 127.0.0.1:25 {to} --ledgers ledgers --messages 50")
+    assert "violations: 0" in root.do(check)
+    root.do(f"python3 -c '{GROW_OLD}' && gsmtpctl purge --older-than 30d")
+    assert re.search(r"LOST.* 50\n", root.refuse(check, 1))
+    lacking = root.run("gsmtpd-faultlab run --faults term --quiet 1")
+    assert lacking.returncode
+    assert "apt install mariadb-server" in lacking.stdout
+
+
+def test_the_fault_lab(root: Root) -> None:
+    """It starts a MariaDB and a gsmtpd of its own, as they are installed, and leaves nothing."""
+    before = all_files(root, ("/proc", "/dev", "/run"))
+    said = root.do("gsmtpd-faultlab run --faults kill_connection,term --quiet 1")
+    assert said.endswith("nothing was violated\n")
+    assert root.run("pgrep -a 'mariadb|gsmtpd'").stdout == ""
+    assert all_files(root, ("/proc", "/dev", "/run")) == before
 
 
 def test_dbutils_of_debian_comes_first(system: System) -> None:
@@ -329,7 +352,7 @@ def test_mail_becomes_a_row_in_mariadb(root: Root) -> None:
 
 def test_manual_pages_render(root: Root) -> None:
     pages = sorted(path.name for path in (ROOT / "man").iterdir())
-    assert len(pages) == 4
+    assert len(pages) == 5
     for page in pages:
         name, section = page.rsplit(".", 1)
         shown = root.do(f"man {section} {name}")
@@ -338,7 +361,7 @@ def test_manual_pages_render(root: Root) -> None:
         assert [line for line in shown.splitlines() if len(line) > 80] == []
         assert root.do(f"man --warnings {section} {name} 2>&1 >/dev/null") == ""
     assert root.do("man gsmtpd").startswith("GSMTPD(8)")
-    for command in ("gsmtpd", "gsmtpctl"):
+    for command in ("gsmtpd", "gsmtpctl", "gsmtpd-faultlab"):
         assert command in root.do(f"whatis {command}")
 
 
@@ -630,6 +653,8 @@ def test_bash_completes(root: Root) -> None:
     ]
     assert root.do("bash complete.bash gsmtpd -c /etc/gsm").split() == ["/etc/gsmtpd.conf"]
     assert "--inetd" in root.do("bash complete.bash gsmtpd --").split()
+    faults = root.do("bash complete.bash gsmtpd-faultlab run --faults kill_").split()
+    assert faults == ["kill_connection"]
 
 
 def test_autopkgtest(system: System, built: Path, tmp_path: Path) -> None:

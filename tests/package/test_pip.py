@@ -51,6 +51,8 @@ def run(prefix: Path, *command: str | Path, **variables: str) -> str:
 def test_commands(prefix: Path) -> None:
     assert run(prefix, "gsmtpd", "--version") == f"gsmtpd {__version__}\n"
     assert run(prefix, "gsmtpctl", "--version") == f"gsmtpctl {__version__}\n"
+    assert run(prefix, "gsmtpd-faultlab", "--version") == f"gsmtpd-faultlab {__version__}\n"
+    assert "sigkill_loop" in run(prefix, "gsmtpd-faultlab", "faults")
 
 
 def test_manual_pages_are_where_man_looks(prefix: Path) -> None:

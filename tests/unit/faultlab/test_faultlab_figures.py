@@ -42,15 +42,16 @@ def test_replies_belong_to_the_fault_that_they_came_in(tmp_path: Path) -> None:
         reply(99.9, 250),
         reply(100.0, 451),
         reply(103.0, 250, 2.5),  # service is back
-        reply(103.1, 250),
+        reply(104.0, 250, 1.5),  # and this one was sent before
+        reply(104.0, 250),
         reply(201.0, 452, 0.0, "mail"),
         {"step": "lost", "at": 202.0, "phase": "dot"},
         {"step": "lost", "at": 202.0, "phase": "mail"},
         {"step": "turned_away", "at": 202.0, "code": 421},
     )
-    assert tally.codes == {QUIET: {250: 2}, "one": {451: 1, 250: 1}, "other": {452: 1, 421: 1}}
-    assert [*tally.seconds["one"]] == [0.5, 2.5]
-    assert [*tally.with_faults()] == [0.5, 2.5]
+    assert tally.codes == {QUIET: {250: 2}, "one": {451: 1, 250: 2}, "other": {452: 1, 421: 1}}
+    assert [*tally.seconds["one"]] == [0.5, 2.5, 1.5]
+    assert [*tally.with_faults()] == [0.5, 2.5, 1.5]
     assert tally.doubt == {QUIET: 0, "one": 0, "other": 1}
 
 
