@@ -19,6 +19,7 @@ from gsmtpd.app_store import (
     make_body_store,
     make_database,
     make_database_store,
+    make_draining_store,
     make_reader,
     make_store,
     make_tables,
@@ -206,7 +207,9 @@ def _make_writer(
         return GroupCommitWriter(store, 1), []
     drainers = []
     if chosen.spool and spools:
-        store, drainer = with_spool(store, database, chosen.spool, chosen.spool_size)
+        own = make_draining_store(config)
+        later = with_more(config, own)
+        store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))
     return GroupCommitWriter(store, chosen.mysql.connections), drainers
 

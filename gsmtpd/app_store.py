@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import socket
 import time
 from contextlib import suppress
 
@@ -23,8 +26,9 @@ from gsmtpd.storage.schema import statements
 def make_database(config: Config) -> Database:
     """How to reach the configured MySQL server."""
     chosen = config.store.mysql
-    hosts = tuple(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
-    return Database(hosts, chosen.user, chosen.password, chosen.database, chosen.table)
+    # One that is named twice is one.
+    hosts = dict.fromkeys(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
+    return Database(tuple(hosts), chosen.user, chosen.password, chosen.database, chosen.table)
 
 
 def database_status(config: Config, away: int) -> list[dict[str, object]]:
@@ -142,12 +146,28 @@ def make_database_store(
         return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
     if chosen.backend == "mysql":
         database, connections = make_database(config), chosen.mysql.connections
-        connections += bool(chosen.spool)  # what empties it writes, too
         lookups = query_threads(config)
         return mysql.MySQLStore(
             database, rows, connections, warn, durable, on_capacity, lookups, on_away
         )
     return None
+
+
+def make_draining_store(config: Config) -> mysql.MySQLStore:
+    """The database for what empties the spool.
+
+    On one connection with a lock: when that is had, the COMMIT of a worker that was killed while
+    it emptied the same spool is over, so that what it stored is known.
+    """
+    spool = f"{socket.gethostname()}:{os.path.realpath(config.store.spool)}"
+    return mysql.MySQLStore(
+        make_database(config),
+        _row_maker(config),
+        connections=1,
+        warn=False,
+        strict=config.store.durability == "strict",
+        lock=f"gsmtpd spool {hashlib.sha256(spool.encode()).hexdigest()[:40]}",
+    )
 
 
 def with_more(

@@ -101,7 +101,7 @@ def install_database(data: Path) -> None:
     done = subprocess.run(
         [
             *(find_program("mariadb-install-db"), "--no-defaults", *as_root()),
-            *(f"--datadir={data}", "--skip-test-db"),
+            *(f"--datadir={data}", f"--tmpdir={data.parent}", "--skip-test-db"),
             *("--auth-root-authentication-method=normal", "--skip-name-resolve"),
             "--innodb-log-file-size=8M",
         ],
@@ -136,6 +136,7 @@ class MariaDB(Server):
         return [
             *(find_program("mariadbd"), "--no-defaults", *as_root()),
             *(f"--datadir={self.path / 'data'}", f"--pid-file={self.path / 'pid'}"),
+            f"--tmpdir={self.path}",  # a server that starts takes away what others have in theirs
             *(f"--socket={self.socket}", "--bind-address=127.0.0.1", f"--port={self.port}"),
             *("--skip-name-resolve", "--innodb-log-file-size=8M"),
             *("--innodb-buffer-pool-size=64M", "--performance-schema=OFF"),

@@ -75,7 +75,7 @@ class MySQLStore:
     strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
     threads use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
-    on_away: called with the hosts that are left alone, see Hosts.
+    on_away, lock: see Hosts; with a lock there is one connection.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class MySQLStore:
         on_capacity: OnCapacity = lambda size: None,
         lookups: int = 0,
         on_away: OnAway = lambda bits: None,
+        lock: str = "",
     ) -> None:
         self._database = database
         self._rows = rows
@@ -98,7 +99,7 @@ class MySQLStore:
         self._lock = threading.Lock()
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
-        self._hosts = Hosts(database, warn, on_away)
+        self._hosts = Hosts(database, warn, on_away, lock)
         self.can_write = self._hosts.can_write
         self._beside = Beside(database.table, warn)
         self._said_as_it_is = False

@@ -21,6 +21,7 @@ from gsmtpd.storage.base import StoreError
 
 _LOOKS = 40  # whether a killed session has ended, or those in a COMMIT are through with it
 _BETWEEN = 0.05  # seconds between two looks
+_LOCK_PATIENCE = 5  # seconds until a session that is killed has ended
 _DOUBT_FOR = 120.0  # seconds until a COMMIT that was sent is taken for lost
 # Without the right PROCESS these are those of the same account: all that gsmtpd has.
 _COMMITTING = "SELECT id FROM information_schema.processlist WHERE info = 'COMMIT'"
@@ -125,6 +126,24 @@ def end(used: Any, session: Session) -> bool:
                 cursor.execute("KILL CONNECTION %s", (session.number,))
             time.sleep(_BETWEEN)
     return False
+
+
+def take_lock(used: Any, name: str) -> None:
+    """Hold the lock `name` until `used` is closed, and end the session that holds it now.
+
+    What that has sent is carried out by then, or never will be. Raises pymysql.err.Error.
+    """
+    with used.cursor() as cursor:
+        for patience in (1, _LOCK_PATIENCE):
+            cursor.execute("SELECT GET_LOCK(%s, %s)", (name, patience))
+            if cursor.fetchone()[0] != 0:
+                return  # also a server that has no such locks, and says NULL
+            cursor.execute("SELECT IS_USED_LOCK(%s)", (name,))
+            (holder,) = cursor.fetchone()
+            with suppress(pymysql.MySQLError):
+                cursor.execute("KILL CONNECTION %s", (holder,))
+    used.close()
+    raise pymysql.err.OperationalError(2013, "an earlier session is not over yet")
 
 
 def is_safe(used: Any) -> bool:

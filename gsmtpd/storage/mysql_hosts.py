@@ -9,6 +9,7 @@ that has been well for STEADY seconds.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from gsmtpd.storage.mysql_connection import (
     code_of,
     connect_to,
 )
+from gsmtpd.storage.mysql_doubt import take_lock
 
 PROBE_FIRST = 0.25  # seconds from the failure to the first probe; doubled for each that fails
 PROBE_AT_MOST = 2.0
@@ -36,6 +38,8 @@ PROBE_TIMEOUT = 3  # seconds, whole ones: to connect, and for each answer
 STEADY = 3.0
 _MOST_TOLD = 63  # hosts, as bits of a signed number of 64
 _READS_ALONE = READ_ONLY - {1047}  # a Galera node outside the primary component does not read, too
+
+_log = logging.getLogger(__name__)
 
 _LATE = pymysql.err.OperationalError(2013, "the server has not answered in time")
 
@@ -46,23 +50,28 @@ class Hosts:
     """The hosts of `database`, in order of preference. Threads may share it.
 
     warn: say in the log which one is left, where there are several. on_away: called when it
-    changes with the hosts whose breaker is open: bit 0 for the first.
+    changes with the hosts whose breaker is open: bit 0 for the first. lock: what connections hold
+    on their server, so that there is one only: what holds it from before is ended; "" for none.
     """
 
     def __init__(
-        self, database: Database, warn: bool = False, on_away: OnAway = lambda bits: None
+        self,
+        database: Database,
+        warn: bool = False,
+        on_away: OnAway = lambda bits: None,
+        lock: str = "",
     ) -> None:
         self._database = database
-        self._warn = warn and len(database.hosts) > 1
+        self._hosts = database.hosts
+        self._warn = warn and len(self._hosts) > 1
         self._on_away = on_away
+        self._lock_name = lock
         self._lock = threading.Lock()
         # Those whose breaker is open, and why: what the error said, as it itself would keep alive
         # the mail that its traceback leads to, and grow each time that it is raised.
         self._away: dict[Host, tuple[Any, ...]] = {}
         self._closed = threading.Event()
-        self._complaints = {
-            host: Complaints(f"mysql: host {host}") for host in self._database.hosts
-        }
+        self._complaints = {host: Complaints(f"mysql: host {host}") for host in self._hosts}
 
     def connect(self, read_timeout: float | None = None, reads_only: bool = False) -> Any:
         """A connection to the first host that gives one. Raises pymysql.err.Error.
@@ -76,14 +85,17 @@ class Hosts:
             try:
                 # Whoever is given less time asks for something else, which may be slow by itself.
                 late = partial(self.failed, host, _LATE) if read_timeout is None else _ignore
-                return connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
+                connection = connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
+                if self._lock_name:
+                    take_lock(connection, self._lock_name)
+                return connection
             except pymysql.err.Error as error:
                 self.failed(host, error)
                 trouble = error
         raise trouble or self._why() or pymysql.err.OperationalError(2003, "no host is left")
 
     def _usable(self, reads_only: bool) -> list[Host]:
-        hosts = [host for host in self._database.hosts if host not in self._away]
+        hosts = [host for host in self._hosts if host not in self._away]
         if not hosts and reads_only:
             hosts = [h for h, why in self._away.copy().items() if {*why[:1]} & _READS_ALONE]
         return hosts
@@ -92,39 +104,49 @@ class Hosts:
         """Open the breaker of `host`: it gave no connection, or cannot write now."""
         with self._lock:
             watched = host in self._away
+            if not watched and not self._closed.is_set():
+                try:
+                    self._start_probing(host)
+                except RuntimeError as no_thread:
+                    # Without one the breaker would never close again: leave it closed.
+                    _log.error("mysql: host %s cannot be watched: %s", host, no_thread)
+                    return
             self._away[host] = error.args
-            if watched or self._closed.is_set():
+            if watched:
                 return
             self._tell()
-            name = f"probe-{host}"
-            threading.Thread(target=self._watch, args=(host,), name=name, daemon=True).start()
         if self._warn:
             self._complaints[host].say(f"it is left alone until it can be used: {error.args[-1]}")
 
     def can_write(self) -> bool:
         """Whether there is a host whose breaker is closed."""
-        return len(self._away) < len(self._database.hosts)
+        return len(self._away) < len(self._hosts)
 
     def trouble(self) -> pymysql.err.Error | None:
         """Why the first host cannot be used, if none can."""
         return None if self.can_write() else self._why()
 
     def _why(self) -> pymysql.err.Error | None:
-        why = self._away.get(self._database.hosts[0])
+        why = self._away.get(self._hosts[0])
         return None if why is None else pymysql.err.OperationalError(*why)
 
     def leaves(self, host: Host) -> bool:
         """Whether a connection to `host` should be given up for one to another host."""
-        if len(self._database.hosts) == 1:
+        if len(self._hosts) == 1:
             return False
-        return next((h for h in self._database.hosts if h not in self._away), host) != host
+        return next((h for h in self._hosts if h not in self._away), host) != host
 
     def close(self) -> None:
         """Try no host any more."""
         self._closed.set()
 
+    def _start_probing(self, host: Host) -> None:
+        """Start the thread that tries `host`. Raises RuntimeError."""
+        name = f"probe-{host}"
+        threading.Thread(target=self._watch, args=(host,), name=name, daemon=True).start()
+
     def _tell(self) -> None:
-        hosts = self._database.hosts[:_MOST_TOLD]
+        hosts = self._hosts[:_MOST_TOLD]
         self._on_away(sum(1 << number for number, h in enumerate(hosts) if h in self._away))
 
     def _watch(self, host: Host) -> None:
@@ -132,7 +154,11 @@ class Hosts:
         pause = PROBE_FIRST
         well_since: float | None = None
         while not self._closed.wait(pause):
-            error = self._probe(host)
+            try:
+                error = self._probe(host)
+            except Exception as unexpected:
+                _log.exception("mysql: unexpected trouble with host %s", host)
+                error = pymysql.err.OperationalError(2003, repr(unexpected))
             if error is None:
                 now = time.monotonic()
                 well_since = now if well_since is None else well_since

@@ -140,6 +140,7 @@ class Drainer:
     def close(self) -> None:
         """Leave the rest to others."""
         self._spool.close()
+        self._store.close()
 
     def _may_drain(self) -> bool:
         return (

@@ -81,11 +81,12 @@ class SpoolingStore:
 
 
 def with_spool(
-    store: Store, database: Database, folder: str, most: int
+    store: Store, later: Store, database: Database, folder: str, most: int
 ) -> tuple[SpoolingStore, Drainer]:
-    """`store`, whose rows are in `database`, with the spool in `folder`, and what empties that.
+    """`store`, with the spool in `folder`, and what empties that into `later`.
 
-    most: octets that the spool may take. Nothing is opened yet.
+    later: a store of the drainer's own, whose rows are in `database`. most: octets that the spool
+    may take. Nothing is opened yet.
     """
-    drainer = Drainer(Spool(folder), store, database)
+    drainer = Drainer(Spool(folder), later, database)
     return SpoolingStore(store, Spool(folder, most), drainer), drainer

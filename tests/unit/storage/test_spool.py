@@ -764,7 +764,7 @@ def test_a_store_is_closed_behind_what_is_being_drained(folder: str) -> None:
             return super().write(letters)
 
     shelf = Slow()
-    store, drainer = with_spool(shelf, shelf, folder, ROOM)
+    store, drainer = with_spool(shelf, shelf, shelf, folder, ROOM)
     put = messages(2 * BATCH)
     Spool(folder, ROOM).add(put)
     stepping = threading.Thread(target=drainer.step)
