@@ -26,6 +26,7 @@ from gsmtpd.app_store import (
     prepare_store,
     schema,
     settle_store,
+    spool_of,
     with_more,
 )
 from gsmtpd.config import Config
@@ -60,7 +61,7 @@ __all__ = [
     "Share", "check_queries", "check_store", "database_status", "keep_times", "make_body_store",
     "make_database", "make_database_store", "make_engine", "make_logs", "make_reader",
     "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
-    "threads", "wanted",
+    "spool_of", "threads", "wanted",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def make_engine(
     away = share.counters.row(share.rows[0])
     database = make_database_store(
         config,
-        partial(_limit_size, servers, first),
+        partial(_limit_size, servers, config.limits.max_size, first),
         first,
         partial(away.__setitem__, Counter.HOSTS_AWAY),
     )
@@ -273,16 +274,20 @@ def _mysql_chores(config: Config, times: Times) -> list[Chore]:
     return chores
 
 
-def _limit_size(servers: Sequence[SMTPServer], first: bool, size: int) -> None:
-    """The database takes messages of `size` octets at most: announce no more than that."""
+def _limit_size(servers: Sequence[SMTPServer], configured: int, first: bool, size: int) -> None:
+    """The database takes messages of `size` octets at most: announce no more than that.
+
+    Another of its hosts may take more than the last: up to what is `configured`.
+    """
+    limit = min(size, configured)
     for server in servers:
-        if size >= server.rules.max_size:
+        if limit == server.rules.max_size:
             continue
-        if first and server is servers[0]:
+        if first and server is servers[0] and limit < configured:
             _log.warning(
                 "the database's max_allowed_packet takes messages up to %d octets; max_size ="
                 " %d is lowered to that (raise max_allowed_packet to twice max_size and 64K)",
-                size,
-                server.rules.max_size,
+                limit,
+                configured,
             )
-        server.rules = replace(server.rules, max_size=size)
+        server.rules = replace(server.rules, max_size=limit)

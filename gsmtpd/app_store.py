@@ -105,8 +105,13 @@ def prepare_store(config: Config) -> None:
     """
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
-    elif config.store.backend == "mysql" and config.store.spool:
-        spool_file.prepare(config.store.spool)
+    elif spool := spool_of(config):
+        spool_file.prepare(spool)
+
+
+def spool_of(config: Config) -> str:
+    """The directory of the spool that is used, "" if none is."""
+    return config.store.spool if config.store.backend == "mysql" else ""
 
 
 def settle_store(config: Config) -> None:

@@ -34,6 +34,7 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
     held = current.listeners
     try:
         config = load()
+        _check_spool(current.config, config)
         policy = make_policy(config)
         certificates = make_certificates(config)
         listeners = open_listeners(app.wanted(config), held)
@@ -48,6 +49,19 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
         close_listeners(listeners, but=held)
         raise NotReloadedError(str(error)) from error
     return Setup(config, listeners, logs, policy, certificates)
+
+
+def _check_spool(current: Config, config: Config) -> None:
+    """Leave no spool behind that holds mail, or that clients who stay still fill.
+
+    Raises NotReloadedError.
+    """
+    used = app.spool_of(current)
+    if used and app.spool_of(config) != used:
+        raise NotReloadedError(
+            f"[store] spool: {used} is in use, and what waits there would stay behind; change it"
+            " with a stop and a start, once gsmtpctl status says that it is empty"
+        )
 
 
 def renewed(current: Setup, foreground: bool) -> Setup:

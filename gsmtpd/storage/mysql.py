@@ -99,6 +99,8 @@ class MySQLStore:
         self._lock = threading.Lock()
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
+        # Over another connection what is known of the mail may be another thing.
+        self._tries = 1 if lock else _TRIES
         self._hosts = Hosts(database, warn, on_away, lock)
         self.can_write = self._hosts.can_write
         self._beside = Beside(database.table, warn)
@@ -220,7 +222,7 @@ class MySQLStore:
     def _write(self, letters: Sequence[Letter]) -> None:
         """Try the whole transaction, again where another try can help."""
         with self._connection() as connection:
-            for left in reversed(range(_TRIES)):
+            for left in reversed(range(self._tries)):
                 used = driver(connection)
                 try:
                     self._transaction(connection, letters)

@@ -94,7 +94,7 @@ def connect_to(
             f"{error} (Debian package python3-cryptography); or connect by the server's socket",
         ) from error
     with connection.cursor() as cursor:
-        cursor.execute("SELECT CONCAT_WS(' ', @@hostname, @@port, @@datadir)")
+        cursor.execute("SELECT CONCAT_WS(' ', @@hostname, @@port, @@datadir, @@server_id)")
         connection.server = cursor.fetchone()[0]
     if connection.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
         connection.close()

@@ -76,7 +76,9 @@ class Doubts:
 
         Raises StoreError or pymysql.err.Error; then nothing is known.
         """
-        self._open[session] = time.monotonic()
+        now = time.monotonic()
+        self._open = {each: at for each, at in self._open.items() if now - at < _DOUBT_FOR}
+        self._open[session] = now
         over, stored = self._ask(
             lambda used: (end(used, session), stored_ids(used, self._table, ids))
         )
@@ -174,15 +176,15 @@ def stored_ids(used: Any, table: str, ids: Sequence[str]) -> set[str]:
 def _seen_ids(used: Any, table: str, ids: Sequence[str]) -> set[str]:
     marks = ", ".join(["%s"] * len(ids))
     with used.cursor() as cursor:
-        _wait_for_others(cursor, 1)
+        _wait_for_others(cursor, "1")
         try:
             cursor.execute(f"SELECT DISTINCT `hash` FROM `{table}` WHERE `hash` IN ({marks})", ids)
             return {row[0] for row in cursor.fetchall()}
         finally:
-            _wait_for_others(cursor, 0)
+            _wait_for_others(cursor, "DEFAULT")
 
 
-def _wait_for_others(cursor: Any, causality: int) -> None:
-    """Have reads wait, or not, until what other nodes of a Galera cluster committed is here."""
+def _wait_for_others(cursor: Any, causality: str) -> None:
+    """Have reads wait for what other nodes of a Galera cluster have committed; DEFAULT: or not."""
     with suppress(pymysql.MySQLError):  # a server that has no such variable
         cursor.execute(f"SET SESSION wsrep_sync_wait = {causality}")

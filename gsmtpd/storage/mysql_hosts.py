@@ -88,6 +88,7 @@ class Hosts:
                 connection = connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
                 if self._lock_name:
                     take_lock(connection, self._lock_name)
+                    self._try_to_write(connection)  # what is known there has to be true
                 return connection
             except pymysql.err.Error as error:
                 self.failed(host, error)
@@ -184,9 +185,18 @@ class Hosts:
             connection = connect_to(host, self._database, PROBE_TIMEOUT, PROBE_TIMEOUT)
         except pymysql.err.Error as error:
             return error
+        try:
+            with closing(connection):
+                self._try_to_write(connection)
+        except pymysql.err.Error as error:
+            return error
+        return None
+
+    def _try_to_write(self, connection: Any) -> None:
+        """Raises pymysql.err.Error where the server cannot write now."""
         table = self._database.table
         try:
-            with closing(connection), connection.cursor() as cursor:
+            with connection.cursor() as cursor:
                 with suppress(pymysql.err.OperationalError):  # a server that is no Galera node
                     cursor.execute("SET SESSION wsrep_sync_wait = 1")
                 # A node that has lost its cluster, and may not know yet, has no answer to this.
@@ -197,8 +207,8 @@ class Hosts:
                 )
         except pymysql.err.Error as error:
             # A table or a right that is missing is for the next mail to find out.
-            return error if code_of(error) in READ_ONLY | LOST else None
-        return None
+            if code_of(error) in READ_ONLY | LOST:
+                raise
 
 
 def _ignore() -> None:

@@ -210,7 +210,9 @@ def test_what_does_not_fit_is_sent_back(
     assert (tmp_path / "spool" / "spool.db").stat().st_size < 100_000
 
 
-def test_a_reload_begins_and_ends_it(fragile: MariaDB, table: MySQLTable, tmp_path: Path) -> None:
+def test_a_reload_begins_it_and_a_restart_ends_it(
+    fragile: MariaDB, table: MySQLTable, tmp_path: Path
+) -> None:
     chosen = settings(fragile, tmp_path / "spool")
     without = merge(chosen, {"store": {"spool": "no"}})
     with Gsmtpd(without) as daemon:
@@ -220,16 +222,20 @@ def test_a_reload_begins_and_ends_it(fragile: MariaDB, table: MySQLTable, tmp_pa
         daemon.configure(chosen)
         daemon.ctl("reload")
         send_spooled(daemon, 2)
-        daemon.configure(without)
-        daemon.ctl("reload")
-        assert send(daemon.address, with_token())[0].code == 451
-        fragile.start()
-        wait_for(lambda: send(daemon.address, with_token())[0].code == 250)
-        assert count(table) == 1
+        for other in (without, settings(fragile, tmp_path / "other")):
+            daemon.configure(other)
+            with pytest.raises(ServerError, match=r"what waits there would stay behind"):
+                daemon.ctl("reload")
+        send_spooled(daemon, 1)
         daemon.configure(chosen)
         daemon.ctl("reload")
+        fragile.start()
         wait_for(lambda: empty(daemon), DRAINED)
-        assert count(table) == 3
+        daemon.stop()
+        daemon.configure(without)
+        daemon.start()
+        assert send(daemon.address, with_token())[0].code == 250
+        assert count(table) == 4
 
 
 def test_what_is_wrong_with_it_is_said_at_once(fragile: MariaDB, tmp_path: Path) -> None:
