@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_check": RUNNING | {"cli", "config_file", "wording"},
     "ctl": RUNNING
     | {"cli", "mailfiles", "ctl_check", "ctl_mail", "ctl_import", "ctl_purge", "ctl_why"},
-    "faultlab": {"wording", "failpoints", "app", "cli", "__init__", *CONFIG},
+    "faultlab": {"__init__", *CONFIG},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gsmtpd import config
-from gsmtpd.faultlab import ledger, stored
+from gsmtpd.faultlab import arguments, ledger, stored
 from gsmtpd.faultlab.check import Report, check
 from gsmtpd.faultlab.ledger import LedgerError
 from gsmtpd.faultlab.stored import MySQLAddress, StoredError, StoredRow
@@ -32,7 +33,7 @@ def add_commands(verbs: Any) -> None:
     where.add_argument("--mysql", metavar="URL", type=_url,
                        help="or mysql://USER:PASSWORD@HOST:PORT/DATABASE/TABLE")  # fmt: skip
     where.add_argument("--sqlite", metavar="FILE", type=Path, help="its SQLite file")
-    made.add_argument("--wait", metavar="S", type=float, default=0.0,
+    made.add_argument("--wait", metavar="S", type=arguments.seconds, default=0.0,
                       help="while acknowledged mail is missing, look again for so long,"
                       " as a spool may hold it")  # fmt: skip
     made.add_argument("--json", action="store_true", help="as JSON, for programs")
@@ -40,7 +41,7 @@ def add_commands(verbs: Any) -> None:
 
 
 def check_(options: argparse.Namespace) -> int:
-    """Check; 0 if nothing is wrong, 1 if something is, or if not all could be compared.
+    """Check; 0 if nothing is wrong, 1 if something is, or not all, or no mail, could be compared.
 
     Raises LedgerError, StoredError, and ConfigError.
     """
@@ -54,7 +55,10 @@ def check_(options: argparse.Namespace) -> int:
         time.sleep(_LOOK_AGAIN)
         report = check(ledgers, rows())
     _print(report, options.json)
-    return 1 if report.violations or report.unreadable else 0
+    if not report.mails:
+        said = "the ledgers hold no mail, so nothing is proved"
+        print(f"gsmtpd-faultlab: {options.ledgers}: {said}", file=sys.stderr)
+    return 1 if report.violations or report.unreadable or not report.mails else 0
 
 
 def _print(report: Report, as_json: bool) -> None:

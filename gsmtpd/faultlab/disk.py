@@ -18,7 +18,7 @@ SIZE = 512 * 1024 * 1024  # octets, none of which are used before they are writt
 class SmallDisk:
     """An ext4 of `size` octets, mounted at the new directory `path` from entry to exit.
 
-    Raises MissingRightError where none can be mounted.
+    Raises MissingRightError where none can be mounted, MissingProgramError.
     """
 
     def __init__(self, path: Path, size: int = SIZE) -> None:
@@ -27,12 +27,13 @@ class SmallDisk:
         self._ballast = path / "ballast"
 
     def __enter__(self) -> Self:
+        make, mount = find_program("mkfs.ext4"), find_program("mount")
         image = self._path.with_suffix(".ext4")
         image.touch()
         os.truncate(image, self._size)
-        _run(find_program("mkfs.ext4"), "-q", "-F", "-m", "0", str(image))
+        _run(make, "-q", "-F", "-m", "0", str(image))
         self._path.mkdir()
-        _run(find_program("mount"), "-o", "loop", str(image), str(self._path))
+        _run(mount, "-o", "loop", str(image), str(self._path))
         with contextlib.suppress(OSError):
             (self._path / "lost+found").rmdir()
         return self

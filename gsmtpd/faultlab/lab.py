@@ -24,7 +24,7 @@ from gsmtpd.faultlab.disk import SmallDisk
 from gsmtpd.faultlab.fault import BrokenPromiseError, DidNotHappenError, wait_until
 from gsmtpd.faultlab.lossyfs import LossyFS
 from gsmtpd.faultlab.mysql_proxy import MySQLProxy
-from gsmtpd.faultlab.processes import MissingRightError
+from gsmtpd.faultlab.processes import MissingProgramError, MissingRightError
 from gsmtpd.faultlab.senders import Senders
 from gsmtpd.faultlab.servers import Gsmtpd, MariaDB, Settings, merge, wait_for
 from gsmtpd.faultlab.stored import MySQLAddress, StoredRow, mysql_rows
@@ -44,7 +44,7 @@ class Plan:
 
     rate: mails a second, None for as many as are taken. sessions: of SMTP at a time. armed: whether
     gsmtpd's failpoints are. disk: whether the database has a small disk of its own, which can be
-    filled, where one may be mounted; lossy: one that forgets at a power cut. memory: of the
+    filled, where one can be made; lossy: one that forgets at a power cut. memory: of the
     database, as its option innodb-buffer-pool-size. max_size: octets of a mail.
     before: Python that runs first in gsmtpd, to break it on purpose.
     """
@@ -134,8 +134,8 @@ class Lab:
             self.lossy = self._stack.enter_context(LossyFS())
             self.lossy.adopt(server.path / "data")
         else:
-            # Where none can be mounted a fault does without, and says so.
-            with contextlib.suppress(MissingRightError):
+            # Where none can be made or mounted a fault does without, and says so.
+            with contextlib.suppress(MissingRightError, MissingProgramError):
                 self._disk = self._stack.enter_context(SmallDisk(server.path / "disk"))
                 self._disk.adopt(server.path / "data")
         self._stack.callback(server.kill)  # before its disk goes

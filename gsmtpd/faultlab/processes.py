@@ -27,6 +27,8 @@ CODE = Path(gsmtpd.__file__).resolve().parent.parent
 PACKAGES = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
+    "mkfs.ext4": "e2fsprogs",
+    "umount": "mount",
 }
 """Which Debian package has a program that is named otherwise. Tests add theirs."""
 START_SECONDS = 30.0

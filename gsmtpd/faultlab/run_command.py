@@ -19,9 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gsmtpd.faultlab import arguments
 from gsmtpd.faultlab.fault import Fault
 from gsmtpd.faultlab.faults import FAULTS, select
+from gsmtpd.faultlab.galera import provider
 from gsmtpd.faultlab.lab import Plan
+from gsmtpd.faultlab.processes import find_program
 from gsmtpd.faultlab.report import Figures
 from gsmtpd.faultlab.trial import NO_FAULT, Extent, Job, Trial, jobs, run
 
@@ -52,41 +55,29 @@ def add_commands(verbs: Any) -> None:
 def _add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--faults", default="all", metavar="A,B,..", help="these faults only (default: all)")
-    add("--seed", type=int, default=1, help="of the order, the pauses and the mails (1)")
-    add("--each", type=_number, default=1, metavar="N", help="inject each fault N times (1)")
-    add("--messages", type=_number, default=0, metavar="N",
+    add("--seed", type=arguments.seed, default=1, help="of the order, the pauses and the mails (1)")
+    add(
+        "--each", type=arguments.count, default=1, metavar="N", help="inject each fault N times (1)"
+    )
+    add("--messages", type=arguments.count, default=0, metavar="N",
         help="have all faults rotate in one lab until N mails are acknowledged")  # fmt: skip
     add("--galera", action="store_true", help="three Galera nodes, and the faults of a cluster")
-    add("--scale", type=_positive, default=1.0, metavar="X",
+    add("--scale", type=arguments.positive, default=1.0, metavar="X",
         help="multiply the times of long faults (120 s stopped) by X (1)")  # fmt: skip
-    add("--together", type=_number, default=1, metavar="N",
+    add("--together", type=arguments.count, default=1, metavar="N",
         help="have N faults share a lab, which is faster (1)")  # fmt: skip
-    add("--jobs", type=_number, default=2, metavar="K", help="labs side by side (2)")
-    add("--rate", type=_positive, default=None, metavar="N",
+    add("--jobs", type=arguments.count, default=2, metavar="K", help="labs side by side (2)")
+    add("--rate", type=arguments.positive, default=None, metavar="N",
         help="mails a second of each lab (100; with --messages as many as are taken)")  # fmt: skip
-    add("--sessions", type=_number, default=0, metavar="N",
+    add("--sessions", type=arguments.count, default=0, metavar="N",
         help="SMTP sessions of each lab (16; with --messages 64)")  # fmt: skip
-    add("--quiet", type=float, default=10.0, metavar="S",
+    add("--quiet", type=arguments.seconds, default=10.0, metavar="S",
         help="seconds without any fault, for comparison (10)")  # fmt: skip
-    add("--promise", type=_positive, default=PROMISE, metavar="S",
+    add("--promise", type=arguments.positive, default=PROMISE, metavar="S",
         help=f"seconds until service must be back after a fault ({PROMISE:g})")  # fmt: skip
     add("--home", type=Path, metavar="DIR", help="keep ledgers and logs here (default: nowhere)")
     add("--json", type=Path, metavar="FILE", help="write all figures here, too")
     add("--markdown", type=Path, metavar="FILE", help="write the tables here, too")
-
-
-def _number(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise ValueError
-    return value
 
 
 def list_faults(_: argparse.Namespace) -> int:
@@ -98,14 +89,16 @@ def list_faults(_: argparse.Namespace) -> int:
 
 
 def run_faults(options: argparse.Namespace) -> int:
-    """Carry the run out and print its figures; the exit status."""
+    """Carry the run out and print its figures; the exit status. Raises MissingProgramError."""
     try:
         chosen = select(options.faults, options.galera)
-        if options.home and options.home.exists() and any(options.home.iterdir()):
-            raise ValueError(f"{options.home} is not empty")
+        _see_what_is_installed(options.galera)
+        _settle_files(options)
     except ValueError as error:
         print(f"gsmtpd-faultlab: {error}", file=sys.stderr)
         return EX_USAGE
+    # The processes of the labs would have to enter where we are, which we may not be allowed to.
+    os.chdir("/")
     signal.signal(signal.SIGTERM, _leave)
     with tempfile.TemporaryDirectory(prefix="gsmtpd-faultlab-") as passing:
         home = options.home or Path(passing)
@@ -117,6 +110,37 @@ def run_faults(options: argparse.Namespace) -> int:
     order = {job.home: number for number, job in enumerate(planned)}
     trials.sort(key=lambda trial: (trial.job.name, order[trial.job.home]))
     return _tell(Figures(trials, options.promise), options)
+
+
+def _settle_files(options: argparse.Namespace) -> None:
+    """Make names of files absolute, and the home. Raises ValueError where one cannot be written to.
+
+    Now, not once all is done and would be lost.
+    """
+    try:
+        for name in ("home", "json", "markdown"):
+            path: Path | None = getattr(options, name)
+            if path is not None:
+                setattr(options, name, path.absolute())
+        if options.home:
+            options.home.mkdir(parents=True, exist_ok=True)
+            if any(options.home.iterdir()):
+                raise ValueError(f"{options.home} is not empty")
+            if not os.access(options.home, os.W_OK):
+                raise ValueError(f"{options.home} cannot be written to")
+        for file in filter(None, (options.json, options.markdown)):
+            if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+                raise ValueError(f"{file} cannot be written to")
+    except OSError as error:
+        raise ValueError(f"{error.filename or 'this directory'}: {error.strerror}") from error
+
+
+def _see_what_is_installed(galera: bool) -> None:
+    """Raises MissingProgramError for what every lab needs."""
+    for program in ("mariadbd", "mariadb-install-db"):
+        find_program(program)
+    if galera:
+        provider()
 
 
 def plan(options: argparse.Namespace, chosen: Sequence[Fault], home: Path) -> list[Job]:

@@ -69,6 +69,8 @@ class Senders:
         """What all ids of these senders begin with."""
         self._ledgers = ledgers
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.files: list[Path] = []
+        """Their ledgers, once they are started."""
         self._errors: list[Path] = []  # where each process says what ends it
         self._memory = -1
         self._map: mmap.mmap | None = None
@@ -266,6 +268,7 @@ class Senders:
     def _process(self, place: int) -> subprocess.Popen[bytes]:
         """Start the process that counts at `place`."""
         number, file = ledger.create(self._ledgers)
+        self.files.append(self._ledgers / f"sender-{number}.jsonl")
         settings: dict[str, Any] = self._common | {
             "sender": number,
             "place": place,

@@ -8,11 +8,12 @@ Nothing else may read or write the file.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import random
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
@@ -21,15 +22,20 @@ from gsmtpd.storage.spool_facts import facts_of
 from gsmtpd.storage.spool_file import (
     NAME,
     PAGE,
+    is_full,
     open_file,
     spool_error,
 )
 from gsmtpd.storage.sqlite_file import identity
 
+RESERVE = 64 * 1024 * 1024  # octets of the file system that are left to who takes mail out
+
 _LOCK = "lock"
-_RESERVE = 16 * PAGE  # of the bound, for what SQLite keeps beside messages
+_BESIDE = 16 * PAGE  # of the bound, for what SQLite keeps beside messages
 _OVERHEAD = 160  # octets of a row and its entries in the indexes, beside facts and content
-_SHRINK_BY = 8192  # pages given back at a time; others who write wait meanwhile
+_SHRINK_BY = 2048  # pages given back at a time; others who write wait meanwhile
+_BOUND_MET = "is full; see [store] spool_size"
+_DISK_FULL = f"is full; {RESERVE >> 20} MiB of its file system stay free, to take mail out"
 
 
 class Waiting(NamedTuple):
@@ -77,10 +83,12 @@ class Spool:
         self._file: tuple[int, int] | None = None
         self._locked: int | None = None  # the descriptor of the lock
 
-    def add(self, messages: Sequence[Message]) -> set[str]:
+    def add(
+        self, messages: Sequence[Message], on_full: Callable[[str], None] = lambda why: None
+    ) -> set[str]:
         """Keep those of `messages` that there is room for, synced, in one transaction; their ids.
 
-        One that is there already counts as kept.
+        One that is there already counts as kept. on_full: is told what is short for each other.
         """
         rows = [
             (m.id, m.received_at, len(m.content) * m.envelope.copies, facts_of(m), m.content)
@@ -89,12 +97,17 @@ class Spool:
         with self._use() as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                room = self._room(connection)
+                room, spare = self._room(connection), _spare(self.folder)
                 kept = []
                 for row in rows:
                     cost = _cost(len(row[3]) + len(row[4]))
-                    if cost <= room:
+                    if cost > room:
+                        on_full(_BOUND_MET)
+                    elif 2 * cost > spare:  # once in the journal, and once in the file
+                        on_full(_DISK_FULL)
+                    else:
                         room -= cost
+                        spare -= 2 * cost
                         kept.append(row)
                 connection.executemany(
                     "INSERT OR IGNORE INTO message (id, received_at, weight, facts, content)"
@@ -111,15 +124,18 @@ class Spool:
     def _room(self, connection: sqlite3.Connection) -> int:
         """Octets that may be added. A row that met the bound would undo its whole transaction."""
         pages, free = _pages(connection)
-        return self._most - (pages - free) * PAGE - _RESERVE
+        return self._most - (pages - free) * PAGE - _BESIDE
 
-    def due(self, before: float) -> bool:
-        """Whether there is anything to be stored. before: see `set_aside`."""
+    def due(self, before: float, now: float = math.inf) -> bool:
+        """Whether there is anything to be stored. before, now: see `set_aside`."""
         if self._connection is None and not os.path.exists(self._path):
             return False
         with self._use() as connection:
-            sql = "SELECT EXISTS (SELECT 1 FROM message WHERE aside IS NULL OR aside < ?)"
-            return bool(connection.execute(sql, (before,)).fetchone()[0])
+            sql = (
+                "SELECT EXISTS (SELECT 1 FROM message"
+                " WHERE aside IS NULL OR aside NOT BETWEEN ? AND ?)"
+            )
+            return bool(connection.execute(sql, (before, now)).fetchone()[0])
 
     def oldest(self, messages: int, octets: int, after: int = 0) -> list[Waiting]:
         """The first `messages`, behind the seq `after`, that are not set aside.
@@ -150,19 +166,26 @@ class Spool:
         found = self.oldest(1, 1, random.randrange(after, last)) or self.oldest(1, 1, after)
         return found[0] if found else None
 
-    def set_aside(self, before: float) -> Waiting | None:
-        """The first of those set aside that was tried last before that Unix time."""
+    def set_aside(self, before: float, now: float = math.inf) -> Waiting | None:
+        """The first of those set aside that was tried last before that Unix time.
+
+        One that was tried behind `now` was so by a clock that has been set back since, and counts.
+        """
         with self._use() as connection:
             row = connection.execute(
                 "SELECT seq, id, received_at, weight, tries, facts, content FROM message"
-                " WHERE aside < ? ORDER BY aside LIMIT 1",
-                (before,),
+                " WHERE aside IS NOT NULL AND aside NOT BETWEEN ? AND ? ORDER BY aside LIMIT 1",
+                (before, now),
             ).fetchone()
         return None if row is None else Waiting(*row)
 
     def remove(self, messages: Iterable[Waiting]) -> None:
         """Forget `messages`, which are stored elsewhere by now, in one synced transaction."""
-        self._change("DELETE FROM message WHERE seq = ?", [(each.seq,) for each in messages])
+        # The seq alone may be another message's, in a file that has taken the place of theirs.
+        self._change(
+            "DELETE FROM message WHERE seq = ? AND id = ?",
+            [(each.seq, each.id) for each in messages],
+        )
 
     def refused(self, messages: Iterable[Waiting], aside: int, now: float) -> None:
         """Each of `messages` alone was refused once more at `now`, in Unix time.
@@ -171,16 +194,23 @@ class Spool:
         """
         self._change(
             "UPDATE message SET tries = tries + 1,"
-            " aside = CASE WHEN tries + 1 >= ? THEN ? ELSE NULL END WHERE seq = ?",
-            [(aside, now, each.seq) for each in messages],
+            " aside = CASE WHEN tries + 1 >= ? THEN ? ELSE NULL END WHERE seq = ? AND id = ?",
+            [(aside, now, each.seq, each.id) for each in messages],
         )
 
     def shrink(self) -> None:
-        """Give back what the file does not need."""
+        """Give back what the file does not need, where it can be shortened.
+
+        One that the shell of SQLite has made, as by .recover, cannot: its room is used again.
+        """
         with self._use() as connection:
-            while _pages(connection)[1]:
+            free = _pages(connection)[1]
+            while free:
                 # execute() would end behind the first page.
                 connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_BY})")
+                before, free = free, _pages(connection)[1]
+                if free >= before:
+                    return
 
     def figures(self) -> Figures:
         """What it holds."""
@@ -189,10 +219,12 @@ class Spool:
 
     def lock(self) -> bool:
         """Be the one process that takes messages out; False while another is."""
+        path = os.path.join(self.folder, _LOCK)
         if self._locked is not None:
-            return True
+            if _is_at(path, self._locked):
+                return True
+            self.unlock()  # in another directory, that was moved away
         try:
-            path = os.path.join(self.folder, _LOCK)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise spool_error(self.folder, error) from error
@@ -234,7 +266,8 @@ class Spool:
             try:
                 yield self._connected()
             except (sqlite3.Error, OSError) as error:
-                self._forget()  # the file may have been moved away or mended meanwhile
+                if not is_full(error):  # else it could hardly be opened again
+                    self._forget()  # the file may have been moved away or mended meanwhile
                 raise spool_error(self.folder, error) from error
 
     def _connected(self) -> sqlite3.Connection:
@@ -280,6 +313,19 @@ def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
     pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
     free: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
     return pages, free
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    found = os.fstat(descriptor)
+    return identity(path) == (found.st_dev, found.st_ino)
+
+
+def _spare(folder: str) -> float:
+    """Octets of the file system of `folder` that may be used for messages."""
+    found = os.statvfs(folder)
+    if found.f_blocks == 0:
+        return math.inf  # it does not tell
+    return found.f_bavail * found.f_frsize - RESERVE
 
 
 def _cost(octets: int) -> int:

@@ -26,9 +26,11 @@ PAUSE_AT_MOST = 5.0  # seconds behind a database that was not there, doubled fro
 REFUSED_AT_MOST = 30.0  # seconds behind one that is there and takes nothing, as without its table
 BATCH = 100  # messages in one transaction
 BATCH_OCTETS = 8 * 1024 * 1024
+QUICK, SLOW = 1.0, 5.0  # seconds for a batch: behind them the next is larger, or smaller
 TRIES = 5  # of a message that is refused while others are stored, until it is set aside
 ASIDE_FOR = 3600.0  # seconds until one that is set aside is tried again
 _RETIRE_WITHIN = 1.0  # seconds
+_COMPLAIN_EACH = 60.0  # seconds
 
 
 class Database(Protocol):
@@ -86,7 +88,10 @@ class Drainer:
         self._began: float | None = None  # monotonic seconds; None while it does not drain
         self._stored = 0  # messages since then
         self._refused = False  # whether the last batch held one that is refused alone
+        self._most = BATCH  # messages in the next batch
+        self._suspect = 0  # the seq of one that, alone, took the database too long
         self._complaints = Complaints("spool")
+        self._complained_at = clock()
 
     def step(self) -> float:
         """Store the next messages, if any; how many seconds until the next call."""
@@ -100,7 +105,7 @@ class Drainer:
                 self._begin()
                 moved = self.drain_once()
             except StoreError as error:
-                self._complaints.say(str(error))
+                self._complain(error)
                 moved = self._refused = False
             except Exception:
                 _log.exception("spool: unexpected trouble")
@@ -116,11 +121,15 @@ class Drainer:
     def drain_once(self) -> bool:
         """Store one batch; whether that brought anything forward. Raises StoreError."""
         self._refused = False
-        batch = self._spool.oldest(BATCH, BATCH_OCTETS)
+        batch = self._spool.oldest(self._most, BATCH_OCTETS)
         if not batch:
             return self._try_one_aside()
+        if batch[0].seq == self._suspect:
+            return self._pass_by(batch[0])
         left = self._readable(self._without_known(batch))
+        began = self._clock()
         tried = self._write(left)
+        self._adapt(left, tried, self._clock() - began)
         if tried.refused and tried.all and not tried.stored:
             tried = self._each_alone(left)
         self._remove(tried.stored)
@@ -130,6 +139,33 @@ class Drainer:
             self._spool.refused(tried.refused, TRIES, self._wall())
             self._tell(tried.refused)
         return tried.all and (bool(tried.stored) or len(left) < len(batch))
+
+    def _adapt(self, left: Sequence[_Held], tried: _Tried, spent: float) -> None:
+        """Have the next batch be one that a slow database can store in time.
+
+        spent: seconds in which `left` was `tried`.
+        """
+        if tried.all and spent < QUICK:
+            self._most = min(BATCH, self._most * 2)
+        elif spent > SLOW or not (tried.all or tried.stored):
+            self._most = max(1, len(left) // 2)
+        if _is_too_slow(tried, spent) and len(left) == 1:
+            self._suspect = left[0][0].seq
+
+    def _pass_by(self, suspect: Waiting) -> bool:
+        """Store one behind `suspect`, if there is any, as the database may take that in time."""
+        self._suspect = 0
+        other = self._spool.any_behind(suspect.seq)
+        if other is None:
+            return True
+        left = self._without_known([other])
+        tried = self._write(self._readable(left))
+        self._remove(tried.stored)
+        if tried.stored:
+            self._spool.refused([suspect], TRIES, self._wall())
+            self._tell([suspect])
+            self._refused = True
+        return tried.all
 
     def retire(self) -> None:
         """Store nothing more. What is on its way is waited for, but not for ever."""
@@ -144,13 +180,16 @@ class Drainer:
 
     def _may_drain(self) -> bool:
         return (
-            self._spool.due(self._aside_before())
+            self._spool.due(*self._aside_between())
             and self._database.can_write()
             and self._spool.lock()
         )
 
-    def _aside_before(self) -> float:
-        return max(self._made_at, self._wall() - ASIDE_FOR)
+    def _aside_between(self) -> tuple[float, float]:
+        """Unix times: what was tried between them, and refused, is not tried again yet."""
+        now = self._wall()
+        self._made_at = min(self._made_at, now)  # else a clock that was set back lets it try on
+        return max(self._made_at, now - ASIDE_FOR), now
 
     def _without_known(self, batch: list[Waiting]) -> list[Waiting]:
         """Those that the database does not have; the others are done with."""
@@ -215,13 +254,16 @@ class Drainer:
         return _Tried(stored, refused, True)
 
     def _try_one_aside(self) -> bool:
-        one = self._spool.set_aside(self._aside_before())
+        one = self._spool.set_aside(*self._aside_between())
         if one is None:
             return False
         left = self._without_known([one])
+        began = self._clock()
         tried = self._write(self._readable(left))
         self._remove(tried.stored)
-        self._spool.refused(tried.refused, TRIES, self._wall())
+        too_slow = _is_too_slow(tried, self._clock() - began)
+        self._spool.refused(left if too_slow else tried.refused, TRIES, self._wall())
+        self._refused = too_slow or bool(tried.refused)
         return tried.all
 
     def _remove(self, done: Sequence[Waiting]) -> None:
@@ -261,12 +303,25 @@ class Drainer:
                 self._spool.shrink()
                 self._complaints.over()
         except StoreError as error:
-            self._complaints.say(str(error))
+            self._complain(error)
         self._spool.unlock()
+
+    def _complain(self, error: StoreError) -> None:
+        """Log `error`, and the same again each minute: acknowledged mail is waiting."""
+        now = self._clock()
+        if now - self._complained_at >= _COMPLAIN_EACH:
+            self._complained_at = now
+            self._complaints = Complaints("spool")
+        self._complaints.say(f"nothing is taken out of it: {error}")
 
 
 def _message(waiting: Waiting) -> Message:
     return message_of(waiting.id, waiting.received_at, waiting.facts, waiting.content)
+
+
+def _is_too_slow(tried: _Tried, spent: float) -> bool:
+    """Whether the database was given up for taking too long, and not for being away."""
+    return not tried.all and not tried.stored and spent > SLOW
 
 
 def _is_stored(result: Result) -> bool:

@@ -46,24 +46,26 @@ class SpoolingStore:
             for letter, result in zip(letters, results, strict=True)
             if result is Outcome.AWAY
         ]
+        short: list[str] = []
         try:
-            kept = self._spool.add(away)
+            kept = self._spool.add(away, short.append)
         except StoreError as error:
             self._health.trouble(str(error))
             return results
-        self._say(bool(kept), len(kept) < len(away))
+        self._say(bool(kept), short)
         return [
             Outcome.SPOOLED if letter.message.id in kept else result
             for letter, result in zip(letters, results, strict=True)
         ]
 
-    def _say(self, kept: bool, full: bool) -> None:
-        """Log what begins: mail is kept, or there is no room for all of it."""
+    def _say(self, kept: bool, short: Sequence[str]) -> None:
+        """Log what begins: mail is kept, or there is no room for all of it; see Spool.add."""
         now = time.monotonic()
-        if full:
+        for why in set(short):
             self._full_at = now
-            self._health.trouble(f"{self._spool.folder} is full; see [store] spool_size")
-        elif now - self._full_at > _EPISODE:  # small mail may fit where large mail does not
+            self._health.trouble(f"{self._spool.folder} {why}")
+        # Small mail may fit where large mail does not.
+        if not short and now - self._full_at > _EPISODE:
             self._health.well()
         if kept:
             if now - self._spooled_at > _EPISODE:

@@ -2,122 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import resource
 import signal
-import socket
-import struct
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gsmtpd.faultlab import cli, ledger
+from gsmtpd.faultlab import ledger
 from gsmtpd.faultlab.check import Report, check
 from gsmtpd.faultlab.mails import Mails
 from gsmtpd.faultlab.senders import Senders, SendersError
-from gsmtpd.faultlab.stored import StoredRow, sqlite_rows
+from gsmtpd.faultlab.stored import sqlite_rows
 from tests.servers import Gsmtpd, free_port, wait_for
-
-RESET = struct.pack("ii", 1, 0)
-SILENCE, HANG_UP, RST = "silence", "hang up", "RST"
-Said = Callable[[bytes], str]
-
-
-class Scripted:
-    """A server that says to each command what `say` says, or does SILENCE, HANG_UP or RST.
-
-    say: is given a command, b"" for the greeting, and b"." for the end of a message.
-    """
-
-    def __init__(self, say: Said) -> None:
-        self._say = say
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self.commands: list[bytes] = []
-        self.messages: list[bytes] = []
-        self._clients: list[socket.socket] = []
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client = self._listener.accept()[0]
-                self._clients.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client.makefile("rb") as lines:
-            if not self._answer(client, b""):
-                return
-            for line in lines:
-                command = line.rstrip(b"\r\n")
-                self.commands.append(command)
-                said = self._answer(client, command)
-                if not said:
-                    return
-                if said.startswith("354"):
-                    message = b""
-                    for text in lines:
-                        if text == b".\r\n":
-                            break
-                        message += text[1:] if text.startswith(b".") else text
-                    else:
-                        return
-                    self.messages.append(message)
-                    if not self._answer(client, b"."):
-                        return
-
-    def _answer(self, client: socket.socket, command: bytes) -> str:
-        """What was said, nothing where that was the end."""
-        said = self._say(command)
-        if said == RST:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        if said in (HANG_UP, RST):
-            client.shutdown(socket.SHUT_RDWR) if said == HANG_UP else None
-            client.close()
-            return ""
-        if said != SILENCE:
-            client.sendall(said.encode() + b"\r\n")
-            if said.startswith("421"):
-                client.shutdown(socket.SHUT_WR)
-        return said
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-        for client in self._clients:
-            client.close()
-
-
-def usual(command: bytes) -> str:
-    verb = command.split(b" ")[0]
-    usually = {b"": "220 hello", b"EHLO": "250-us\r\n250 8BITMIME", b"DATA": "354 go on"}
-    return usually.get(
-        verb, f"250 OK: queued as {os.urandom(16).hex()}" if verb == b"." else "250 ok"
-    )
-
-
-def at_times(where: bytes, said: Sequence[str]) -> Said:
-    """What is usual, but for the first answers to the commands that begin so."""
-    left = [*said]
-    lock = threading.Lock()
-
-    def say(command: bytes) -> str:
-        with lock:
-            if command.startswith(where) and (where or not command) and left:
-                return left.pop(0)
-        return usual(command)
-
-    return say
+from tests.unit.faultlab.scripted import HANG_UP, RST, SILENCE, Said, Scripted, at_times, usual
 
 
 def steps(directory: Path) -> list[dict[str, Any]]:
@@ -346,78 +247,3 @@ def test_nobody_listens(tmp_path: Path) -> None:
         with pytest.raises(SendersError, match="not acknowledged in 0.3 s"):
             senders.wait_for(1, 0.3)
         senders.stop(0.1)
-
-
-@pytest.fixture
-def daemon() -> Iterator[Gsmtpd]:
-    with Gsmtpd() as made:
-        yield made
-
-
-def test_the_commands(daemon: Gsmtpd, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    server = f"{daemon.address[0]}:{daemon.address[1]}"
-    ledgers = str(tmp_path / "ledgers")
-    to = ["a@example.com", "b@example.com", "c@example.com"]
-    words = ["send", "--server", server, "--to", *to, "--ledgers", ledgers, "--seed", "9"]
-    assert cli.main([*words, "--messages", "30"]) == 0
-    assert "acknowledged: 30, refused: 0," in capfd.readouterr().out
-    assert cli.main([*words, "--seconds", "0.5", "--rate", "50", "--sessions", "2"]) == 0
-    capfd.readouterr()
-    for where in (["-c", str(daemon.conf)], ["--sqlite", str(daemon.mail_db)]):
-        assert cli.main(["check", "--ledgers", ledgers, *where]) == 0
-        assert "violations: 0" in capfd.readouterr().out
-    daemon.ctl("purge", "--older-than", "0s", "--domain", "example.com")
-    where = ["-c", str(daemon.conf)]
-    assert cli.main(["check", "--ledgers", ledgers, *where, "--json", "--wait", "0.1"]) == 1
-    figures = json.loads(capfd.readouterr().out)
-    assert figures["lost"] == figures["acknowledged"] == figures["violations"] >= 30
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["check", "--ledgers", "/nowhere"], 69, "/nowhere: No such file"),
-        (["check", "--ledgers", "{ledgers}", "-c", "/nowhere"], 78, "/nowhere"),
-        (["check", "--ledgers", "{ledgers}", "--sqlite", "/nowhere"], 69, "/nowhere"),
-        (["check", "--ledgers", "{tmp}", "--sqlite", "/nowhere"], 69, "there are no ledgers"),
-    ],
-)
-def test_what_the_commands_cannot_do(
-    words: list[str], code: int, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    _, file = ledger.create(tmp_path / "some")
-    os.close(file)
-    places = {"tmp": str(tmp_path), "ledgers": str(tmp_path / "some")}
-    words = [word.format(**places) for word in words]
-    assert cli.main(words) == code
-    assert said in capfd.readouterr().err
-
-
-def test_octets_that_were_not_compared_are_no_success(
-    daemon: Gsmtpd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Senders(daemon.address, tmp_path, 1, messages=5) as senders:
-        assert senders.wait(60)
-    rows = [row._replace(mail=None, kept="redis") for row in sqlite_rows(daemon.mail_db)]
-    monkeypatch.setattr("gsmtpd.faultlab.stored.sqlite_rows", lambda path: iter(rows))
-    assert isinstance(rows[0], StoredRow)
-    assert cli.main(["check", "--ledgers", str(tmp_path), "--sqlite", str(daemon.mail_db)]) == 1
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["send"],
-        ["send", "--server", "here", "--to", "a@b.c", "--ledgers", "x"],
-        ["send", "--server", "h:0", "--to", "a@b.c", "--ledgers", "x"],
-        ["send", "--server", "h:1", "--to", "a", "--ledgers", "x"],
-        ["send", "--server", "h:1", "--to", "a@b.c", "--ledgers", "x", "--break-off", "2"],
-        ["send", "--server", "h:1", "--to", "a@b.c", "--ledgers", "x", "--max-size", "20"],
-        ["send", "--server", "h:1", "--to", "a@b.c", "--ledgers", "x", "--rate", "0"],
-        ["check"],
-        ["check", "--ledgers", "x", "--mysql", "http://x"],
-    ],
-)
-def test_a_wrong_command_line(words: list[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(words)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import spool as spools
 from gsmtpd.storage import spool_file
 from gsmtpd.storage.base import Duplicate, Letter, Outcome, Result, StoreError
-from gsmtpd.storage.spool import Spool
+from gsmtpd.storage.spool import RESERVE, Spool
 from gsmtpd.storage.spool_drain import ASIDE_FOR, BATCH, LOOK, TRIES, Drainer
 from gsmtpd.storage.spool_facts import UnknownFactsError, facts_of, message_of
-from gsmtpd.storage.spool_file import NAME
+from gsmtpd.storage.spool_file import NAME, PAGE
 from gsmtpd.storage.spooling import SpoolingStore, with_spool
 from tests.conftest import lacking
 from tests.servers import wait_for
@@ -107,6 +108,28 @@ class Shelf:
 
     def close(self) -> None:
         self.closed = True
+
+
+@contextmanager
+def disk(path: Path, octets: int) -> Iterator[Path]:
+    """A file system of that size at `path`; skips, loudly, where none can be mounted."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={octets}", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+        lacking("the right to mount a tmpfs")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(path: Path) -> Path:
+    """Leave no room on the file system of `path`; the file that takes it."""
+    filler = path / "filler"
+    with filler.open("wb", buffering=0) as file:
+        found = os.statvfs(path)
+        os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize)
+    return filler
 
 
 @pytest.fixture
@@ -396,6 +419,204 @@ def test_a_full_disk_is_trouble_and_nothing_is_kept(small_disk: Path) -> None:
             one.close()
 
 
+def test_room_is_left_to_who_takes_mail_out(tmp_path: Path) -> None:
+    """A spool that filled its disk could not even be opened again."""
+    why: list[str] = []
+    with disk(tmp_path / "disk", RESERVE + (8 << 20)) as path:
+        spool_file.prepare(folder := str(path / "spool"))
+        with closing(Spool(folder, 1 << 30)) as one:
+            number = 0
+            while not why:
+                number += len(one.add([message(os.urandom(100_000)) for _ in range(3)], why.append))
+                found = os.statvfs(path)
+                assert found.f_bavail * found.f_frsize >= RESERVE
+        assert number > 15
+        assert set(why) == {"is full; 64 MiB of its file system stay free, to take mail out"}
+        with closing(Spool(folder, 1 << 30)) as one:
+            one.remove(found_there := one.oldest(1000, ROOM))
+            one.shrink()
+            assert len(found_there) == number
+            assert len(one.add(messages(3))) == 3
+
+
+def test_taking_out_needs_little_room(spool: Spool, folder: str) -> None:
+    """What is deleted is not overwritten: of large mail the journal would be as large again."""
+    spool.add([message(os.urandom(4 << 20))])
+    spool.close()
+    spool.remove(spool.oldest(1, 1))
+    assert os.stat(os.path.join(folder, f"{NAME}-wal")).st_size < 400_000
+
+
+def test_a_disk_that_others_have_filled_is_trouble_until_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with disk(tmp_path / "disk", RESERVE + (4 << 20)) as path:
+        spool_file.prepare(folder := str(path / "spool"))
+        with closing(Spool(folder, ROOM)) as one:
+            one.add(messages(3))
+        filler = fill(path)
+        full = rf"{folder}: its file system is full"
+        spool_file.prepare(folder)  # gsmtpd starts, as there is a database as well
+        assert re.search(f"{full}; gsmtpd goes on without it", caplog.text)
+        with closing(Spool(folder, ROOM)) as one:
+            for each in (lambda: one.add(messages(1)), lambda: one.due(0), one.figures):
+                with pytest.raises(StoreError, match=full):
+                    each()
+            filler.unlink()
+            assert len(one.add(messages(1))) == 1
+            one.remove(one.oldest(2, ROOM))
+            assert one.figures().messages == 2
+
+
+def test_what_is_open_stays_so_while_the_disk_is_full(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", RESERVE + (4 << 20)) as path:
+        spool_file.prepare(folder := str(path / "spool"))
+        with closing(Spool(folder, ROOM)) as one:
+            one.add([put := message(bytes(100_000))])
+            filler = fill(path)
+            with pytest.raises(StoreError, match="is full"):
+                one._change("UPDATE message SET content = randomblob(9000000)", [()])
+            assert [each.id for each in one.oldest(2, ROOM)] == [put.id]
+            filler.unlink()
+            one.remove(one.oldest(1, ROOM))
+            assert one.figures().messages == 0
+
+
+def test_a_file_that_cannot_be_shortened_is_left_as_it_is(spool: Spool, folder: str) -> None:
+    """One that was made by the shell of SQLite."""
+    spool.add([message(bytes(5000)) for _ in range(20)])
+    spool.close()
+    path = os.path.join(folder, NAME)
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(f"{path}.new")) as new:
+        new.executescript("\n".join(old.iterdump()))
+    os.replace(f"{path}.new", path)
+    spool.remove(spool.oldest(15, ROOM))
+    shrinking = threading.Thread(target=spool.shrink, daemon=True)
+    shrinking.start()
+    shrinking.join(30)
+    assert not shrinking.is_alive()
+    assert spool.figures().messages == 5
+
+
+def test_what_is_in_the_place_of_a_file_is_not_taken_for_it(spool: Spool, folder: str) -> None:
+    """Mail of the new file has the same numbers."""
+    spool.add(messages(3))
+    taken = spool.oldest(3, ROOM)
+    os.rename(folder, f"{folder}.old")
+    spool_file.prepare(folder)
+    spool.add(put := messages(3))
+    spool.remove(taken[:2])
+    spool.refused(taken[2:], 1, 5.0)
+    assert [each.id for each in spool.oldest(10, ROOM)] == ids(put)
+
+
+def test_the_lock_is_that_of_the_directory_that_is_there(make: Callable[..., Spool]) -> None:
+    first, second = make(), make()
+    assert first.lock()
+    os.rename(first.folder, f"{first.folder}.old")
+    spool_file.prepare(first.folder)
+    assert second.lock()
+    assert not first.lock()
+    second.unlock()
+    assert first.lock()
+    assert not second.lock()
+
+
+# --- a damaged file -------------------------------------------------------------------------------
+
+
+def damage(folder: str, page: int) -> bytes:
+    """Overwrite that page of the file, counted from 0; what the file is then."""
+    path = Path(folder) / NAME
+    octets = bytearray(path.read_bytes())
+    octets[page * PAGE : (page + 1) * PAGE] = random.Random(1).randbytes(PAGE)
+    path.write_bytes(octets)
+    return bytes(octets)
+
+
+def root_page(folder: str, name: str) -> int:
+    """The page of the file that the tree of that table or index begins with, counted from 0."""
+    with closing(sqlite3.connect(os.path.join(folder, NAME))) as file:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        return int(file.execute(sql, (name,)).fetchone()[0]) - 1
+
+
+def leaf_page(folder: str, text: str) -> int:
+    """The page of the file with the row that `text` is in, counted from 0."""
+    octets = (Path(folder) / NAME).read_bytes()
+    pages = {each.start() // PAGE for each in re.finditer(text.encode(), octets)}
+    (found,) = [page for page in pages if octets[page * PAGE] == 0x0D]  # no leaf of an index
+    return found
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_damaged_file_is_said_and_kept(
+    folder: str, shelf: Shelf, caplog: pytest.LogCaptureFixture, inside: bool
+) -> None:
+    with closing(Spool(folder, ROOM)) as one:
+        one.add([message(bytes(5000)) for _ in range(100)])
+    left = damage(folder, root_page(folder, "message") if inside else 0)
+    spool_file.prepare(folder)
+    setting = Setting(folder, shelf)
+    for _ in range(130):
+        assert setting.drainer.step() >= 1.0
+        setting.now += 1.0
+    said = [each for each in caplog.messages if f"{NAME} is damaged, see gsmtpd.conf(5)" in each]
+    assert 3 <= len([each for each in said if "goes on without it" not in each]) <= 4
+    shelf.away = True
+    assert setting.write(message()) == [AWAY]
+    setting.close()
+    assert (Path(folder) / NAME).read_bytes() == left
+    assert shelf.stored == []
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir(mode=0o700)
+    (folder / NAME).mkdir()
+    with pytest.raises(StoreError, match="unable to open database file"):
+        spool_file.prepare(str(folder))
+
+
+def test_text_that_is_none_keeps_no_other_message_waiting(setting: Setting, folder: str) -> None:
+    setting.shelf.away = True
+    setting.write(*(put := messages(3)))
+    with closing(sqlite3.connect(os.path.join(folder, NAME))) as file:
+        file.execute("UPDATE message SET facts = CAST(x'7bff' AS TEXT) WHERE seq = 2")
+        file.commit()
+    setting.shelf.away = False
+    setting.drain()
+    assert setting.shelf.stored == [put[0], put[2]]
+    assert setting.inner.figures().aside == 1
+
+
+def test_what_can_be_read_of_a_damaged_file_is_stored_as_documented(
+    folder: str, shelf: Shelf
+) -> None:
+    if shutil.which("sqlite3") is None:
+        lacking("sqlite3")
+    page = (Path(__file__).parents[3] / "man" / "gsmtpd.conf.5").read_text()
+    (command,) = re.findall(r"^sqlite3 DAMAGED/.*?(?=^\.Ed)", page, re.MULTILINE | re.DOTALL)
+    command = command.replace("\\(ha", "^")
+    assert "\\" not in command
+    with closing(Spool(folder, ROOM)) as one:
+        one.add(put := messages(100))
+    damage(folder, leaf_page(folder, put[50].id))
+    os.rename(folder, f"{folder}.damaged")
+    spool_file.prepare(folder)
+    os.unlink(os.path.join(folder, NAME))
+    subprocess.run(
+        ["sh", "-c", command.replace("DAMAGED", f"{folder}.damaged").replace("NEW", folder)],
+        check=True,
+    )
+    setting = Setting(folder, shelf)
+    setting.drain()
+    setting.close()
+    assert set(ids(shelf.stored)) < set(ids(put))
+    assert len(shelf.stored) > 80
+    assert all(each == put[ids(put).index(each.id)] for each in shelf.stored)
+
+
 def test_one_process_at_a_time_takes_out(make: Callable[..., Spool]) -> None:
     first, second = make(), make()
     assert first.lock()
@@ -518,6 +739,19 @@ def test_other_trouble_is_answered_as_ever(setting: Setting, outcome: Outcome) -
     setting.shelf.general = outcome
     assert setting.write(*messages(2)) == [outcome, outcome]
     assert setting.waiting() == []
+
+
+def test_what_the_disk_has_no_room_for_is_answered_as_ever(
+    tmp_path: Path, shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.away = True
+    with disk(tmp_path / "disk", 8 << 20) as path:
+        setting = Setting(str(path / "spool"), shelf)
+        spool_file.prepare(setting.spool.folder)
+        for _ in range(3):
+            assert setting.write(message()) == [AWAY]
+        setting.close()
+    assert caplog.text.count("spool is full; 64 MiB of its file system stay free") == 1
 
 
 def test_what_does_not_fit_is_answered_as_ever(
@@ -750,6 +984,94 @@ def test_a_crash_behind_the_commit_stores_nothing_twice(
     assert second.waiting() == []
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("step", [-500.0, 500.0])
+def test_a_clock_that_was_set_makes_it_try_neither_always_nor_never(
+    setting: Setting, step: float
+) -> None:
+    setting.shelf.away = True
+    setting.write(message())
+    (one,) = setting.inner.oldest(1, 1)
+    setting.inner.refused([one] * TRIES, TRIES, setting.now - 60.0)
+    setting.shelf.away, setting.shelf.general = False, TROUBLE
+    setting.shelf.batches.clear()
+    setting.now += step
+    for _ in range(10):
+        setting.drainer.step()
+    assert setting.shelf.batches == [1]
+    setting.inner.refused([one], TRIES, setting.now + 1e6)
+    for _ in range(10):
+        setting.drainer.step()
+    assert setting.shelf.batches == [1, 1]
+
+
+class Slow(Shelf):
+    """Takes some seconds for each message, by the clock of `setting`, and is given up behind 15."""
+
+    setting: Setting
+    seconds = 0.2
+    for_one: dict[str, float] = {}  # others, by id
+
+    def write(self, letters: Sequence[Letter]) -> list[Result]:
+        needed = sum(self.for_one.get(each.message.id, self.seconds) for each in letters)
+        self.setting.now += min(needed, 15.0)
+        if needed > 15.0:
+            self.batches.append(len(letters))
+            return [AWAY] * len(letters)  # and it is well again at once
+        return super().write(letters)
+
+
+@pytest.fixture
+def slow(folder: str) -> Iterator[Slow]:
+    shelf = Slow()
+    shelf.setting = Setting(folder, shelf)
+    yield shelf
+    shelf.setting.close()
+
+
+def test_a_slow_database_is_given_what_it_can_take(slow: Slow) -> None:
+    Spool(slow.setting.spool.folder, ROOM).add(put := messages(110))
+    slow.setting.drain()
+    assert slow.stored == put
+    assert slow.batches[0] == BATCH
+    assert sum(number > 75 for number in slow.batches) == 1
+    slow.seconds = 0.0
+    slow.batches.clear()
+    Spool(slow.setting.spool.folder, ROOM).add(messages(5 * BATCH))
+    slow.setting.drain()
+    assert BATCH in slow.batches
+
+
+def test_one_that_takes_too_long_keeps_no_other_waiting(slow: Slow) -> None:
+    put = messages(30)
+    slow.for_one = {put[0].id: 100.0}
+    Spool(slow.setting.spool.folder, ROOM).add(put)
+    slow.setting.drain()
+    assert sorted(ids(slow.stored)) == ids(put[1:])
+    assert slow.setting.inner.figures().aside == 1
+    slow.batches.clear()
+    for _ in range(60):
+        slow.setting.now += slow.setting.drainer.step()
+    assert slow.batches == []
+    slow.for_one.clear()
+    slow.setting.now += ASIDE_FOR
+    slow.setting.drain()
+    assert len(slow.stored) == 30
+
+
+def test_one_alone_that_takes_too_long_is_tried_again(slow: Slow) -> None:
+    """It may be the database."""
+    one = message()
+    slow.for_one = {one.id: 100.0}
+    Spool(slow.setting.spool.folder, ROOM).add([one])
+    for _ in range(20):
+        slow.setting.now += slow.setting.drainer.step()
+    assert len(slow.batches) > 5
+    assert slow.setting.inner.figures().aside == 0
+    slow.for_one.clear()
+    slow.setting.drain()
+    assert slow.stored == [one]
 
 
 def test_a_store_is_closed_behind_what_is_being_drained(folder: str) -> None:
