@@ -27,6 +27,7 @@ from tests.servers import (
     mysql_store,
     wait_for,
 )
+from tests.unit.storage.test_spool import disk, fill
 
 SCHEMA = "spooled"
 DRAINED = 30.0  # seconds
@@ -206,8 +207,74 @@ def test_what_does_not_fit_is_sent_back(
         fragile.start()
         wait_for(lambda: empty(daemon), DRAINED)
         assert send(daemon.address, with_token(100_000))[0].code == 250
-    assert count(table) == codes.count(250) + 1
+        wait_for(lambda: count(table) == codes.count(250) + 1, DRAINED)  # may be spooled once more
     assert (tmp_path / "spool" / "spool.db").stat().st_size < 100_000
+
+
+def test_a_disk_that_the_spool_fills_is_emptied_again(
+    fragile: MariaDB, table: MySQLTable, tmp_path: Path
+) -> None:
+    with (
+        disk(tmp_path / "disk", 72 << 20) as path,
+        Gsmtpd(settings(fragile, path / "spool")) as daemon,
+    ):
+        fragile.kill()
+        codes = [send(daemon.address, with_token(200_000))[0].code for _ in range(40)]
+        assert 5 < codes.count(250) < 40
+        assert codes.count(250) + codes.count(451) == 40
+        said = "spool is full; 64 MiB of its file system stay free"
+        wait_for(lambda: said in daemon.log.read_text())
+        daemon.stop()
+        daemon.start()
+        fragile.start()
+        wait_for(lambda: empty(daemon), DRAINED)
+        assert count(table) == codes.count(250)
+
+
+def test_a_disk_that_others_have_filled_costs_no_service(
+    fragile: MariaDB, table: MySQLTable, tmp_path: Path
+) -> None:
+    with (
+        disk(tmp_path / "disk", 72 << 20) as path,
+        Gsmtpd(settings(fragile, path / "spool")) as daemon,
+    ):
+        fragile.kill()
+        ids = send_spooled(daemon, 2)
+        daemon.stop()
+        filler = fill(path)
+        daemon.start()
+        said = f"nothing is taken out of it: spool {path}/spool: its file system is full"
+        wait_for(lambda: said in daemon.log.read_text())
+        assert send(daemon.address, with_token())[0].code == 451
+        fragile.start()
+        wait_for(lambda: send(daemon.address, with_token())[0].code == 250)
+        assert set(ids).isdisjoint(row.hash for row in rows(table))
+        filler.unlink()
+        wait_for(lambda: set(ids) <= {row.hash for row in rows(table)}, DRAINED)
+        fragile.kill()
+        send_spooled(daemon, 1)
+        fragile.start()
+        wait_for(lambda: empty(daemon), DRAINED)
+
+
+def test_a_damaged_file_costs_no_service(
+    fragile: MariaDB, table: MySQLTable, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir(mode=0o700)
+    (folder / "spool.db").write_bytes(bad := b"this is no database" * 1000)
+    with Gsmtpd(settings(fragile, folder)) as daemon:
+        said = f"spool {folder}: file is not a database; spool.db is damaged"
+        wait_for(lambda: said in daemon.log.read_text())
+        assert send(daemon.address, with_token())[0].code == 250
+        fragile.kill()
+        assert send(daemon.address, with_token())[0].code == 451
+        assert (folder / "spool.db").read_bytes() == bad
+        (folder / "spool.db").unlink()
+        send_spooled(daemon, 1)
+        fragile.start()
+        wait_for(lambda: empty(daemon), DRAINED)
+    assert count(table) == 2
 
 
 def test_a_reload_begins_it_and_a_restart_ends_it(
