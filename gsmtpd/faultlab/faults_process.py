@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -203,10 +204,11 @@ def emfile(lab: Lab, dose: Dose) -> str:
     try:
         for pid in lab.gsmtpd.workers:
             limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            # The limit is of the highest number that a descriptor may have, and one more.
-            most = 1 + max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+            # A new descriptor is given the lowest number that is free, which is below the limit.
+            taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+            lowest = next(number for number in itertools.count() if number not in taken)
             usual[pid] = limits
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, limits[1]))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, limits[1]))
         lab.kill_connections()
         with _clients(lab, _CROWD):
             dose.wait(lambda: lab.said("cannot accept clients now", mark), "no worker met EMFILE")
