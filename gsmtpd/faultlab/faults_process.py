@@ -199,6 +199,8 @@ def _clients(lab: Lab, number: int) -> Iterator[list[socket.socket]]:
 
 def emfile(lab: Lab, dose: Dose) -> str:
     """The workers may open no more files, and lose their connections to the database as well"""
+    # It says so once, until there were enough again.
+    dose.wait(lambda: not lab.gsmtpd.status()["overload"], "the last shortage is not over")
     mark = lab.mark()
     usual: dict[int, tuple[int, int]] = {}
     try:
