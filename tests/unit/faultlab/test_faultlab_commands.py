@@ -9,6 +9,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_the_commands(daemon: Gsmtpd, tmp_path: Path, capfd: pytest.CaptureFixtu
     for where in (["-c", str(daemon.conf)], ["--sqlite", str(daemon.mail_db)]):
         assert cli.main(["check", "--ledgers", ledgers, *where]) == 0
         assert "violations: 0" in capfd.readouterr().out
+    time.sleep(1)  # what came in this very second stays
     daemon.ctl("purge", "--older-than", "0s", "--domain", "example.com")
     where = ["-c", str(daemon.conf)]
     assert cli.main(["check", "--ledgers", ledgers, *where, "--json", "--wait", "0.1"]) == 1
