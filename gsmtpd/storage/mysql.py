@@ -211,7 +211,7 @@ class MySQLStore:
 
     def _note(self, connection: Any, used: Any, error: Exception) -> None:
         """Make `connection` fit for another try after `error` on the driver's own, `used`."""
-        if code_of(error) in READ_ONLY and isinstance(error, pymysql.err.Error):
+        if code_of(error) in READ_ONLY:
             self._hosts.failed(used.to_host, error)
             # DBUtils may have connected again by now, perhaps to the same host.
             if driver(connection).to_host == used.to_host:

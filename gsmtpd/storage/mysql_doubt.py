@@ -144,7 +144,6 @@ def take_lock(used: Any, name: str) -> None:
             (holder,) = cursor.fetchone()
             with suppress(pymysql.MySQLError):
                 cursor.execute("KILL CONNECTION %s", (holder,))
-    used.close()
     raise pymysql.err.OperationalError(2013, "an earlier session is not over yet")
 
 

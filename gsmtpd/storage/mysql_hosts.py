@@ -26,6 +26,7 @@ from gsmtpd.storage.mysql_connection import (
     READ_ONLY,
     Database,
     Host,
+    close,
     code_of,
     connect_to,
 )
@@ -83,17 +84,24 @@ class Hosts:
         trouble: pymysql.err.Error | None = None
         for host in hosts:
             try:
-                # Whoever is given less time asks for something else, which may be slow by itself.
-                late = partial(self.failed, host, _LATE) if read_timeout is None else _ignore
-                connection = connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
-                if self._lock_name:
-                    take_lock(connection, self._lock_name)
-                    self._try_to_write(connection)  # what is known there has to be true
-                return connection
+                return self._connect_to(host, read_timeout)
             except pymysql.err.Error as error:
                 self.failed(host, error)
                 trouble = error
         raise trouble or self._why() or pymysql.err.OperationalError(2003, "no host is left")
+
+    def _connect_to(self, host: Host, read_timeout: float | None) -> Any:
+        # Whoever is given less time asks for something else, which may be slow by itself.
+        late = partial(self.failed, host, _LATE) if read_timeout is None else _ignore
+        connection = connect_to(host, self._database, CONNECT_TIMEOUT, read_timeout, late)
+        if self._lock_name:
+            try:
+                take_lock(connection, self._lock_name)
+                self._try_to_write(connection)  # what is known there has to be true
+            except BaseException:
+                close(connection)  # with it the lock is free
+                raise
+        return connection
 
     def _usable(self, reads_only: bool) -> list[Host]:
         hosts = [host for host in self._hosts if host not in self._away]
@@ -101,7 +109,7 @@ class Hosts:
             hosts = [h for h, why in self._away.copy().items() if {*why[:1]} & _READS_ALONE]
         return hosts
 
-    def failed(self, host: Host, error: pymysql.err.Error) -> None:
+    def failed(self, host: Host, error: Exception) -> None:
         """Open the breaker of `host`: it gave no connection, or cannot write now."""
         with self._lock:
             watched = host in self._away

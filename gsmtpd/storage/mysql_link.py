@@ -100,11 +100,7 @@ class Link:
         code = code_of(error)
         if code == NOT_ROWS:
             self._isolation = "REPEATABLE READ"
-        elif (
-            code in READ_ONLY
-            and self._connection is not None
-            and isinstance(error, pymysql.err.Error)
-        ):
+        elif code in READ_ONLY and self._connection is not None:
             self._hosts.failed(self._connection.to_host, error)
         if code in RETRY | DENIED:
             return
