@@ -229,6 +229,29 @@ def test_a_host_that_flaps_is_not_gone_back_to_at_once(pair, hosts_of) -> None:
     assert time.monotonic() - began >= mysql_hosts.STEADY
 
 
+def test_a_host_that_nobody_can_watch_is_not_left(
+    hosts_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no thread, the breaker would never close again."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    hosts = hosts_of(Host("127.0.0.1", free_port()))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(pymysql.err.OperationalError):
+        hosts.connect()
+    assert hosts.can_write()
+
+
+def test_a_connection_with_a_lock_is_to_a_host_that_writes(pair, hosts_of) -> None:
+    """A replica that lags would not know what was drained to its primary."""
+    hosts = hosts_of(*map(host_of, pair), lock="a lock")
+    pair[0].query("SET GLOBAL read_only=1")
+    with closing(hosts.connect()) as connection:
+        assert connection.to_host == host_of(pair[1])
+
+
 # --- which ids are stored -------------------------------------------------------------------------
 
 
