@@ -30,6 +30,7 @@ setup(
         "python-daemon>=2.3",
     ],
     extras_require={
+        "bench": ["matplotlib>=3.6"],  # of scripts/bench --plot
         "dnsbl": ["dnspython>=2.3"],
         "html": ["lxml>=4.9"],
         "memcached": ["pymemcache>=3.5"],

@@ -286,7 +286,7 @@ def _limit_size(servers: Sequence[SMTPServer], configured: int, first: bool, siz
         if first and server is servers[0] and limit < configured:
             _log.warning(
                 "the database's max_allowed_packet takes messages up to %d octets; max_size ="
-                " %d is lowered to that (raise max_allowed_packet to twice max_size and 64K)",
+                " %d is lowered to that (raise max_allowed_packet to max_size and 64K)",
                 limit,
                 configured,
             )

@@ -125,12 +125,10 @@ def _around(owner: Any, name: str, passed: Pass, before: str = "", after: str = 
 
 
 def _wrap_inserts(passed: Pass) -> None:
-    inserts = MailTable.inserts
-
-    def wrapper(self: MailTable, values: Iterable[bytes], limit: int) -> Iterator[bytes]:
-        for number, statement in enumerate(inserts(self, values, 1)):
+    def wrapper(self: MailTable, values: Iterable[bytes], limit: int) -> Iterator[list[bytes]]:
+        for number, row in enumerate(values):
             if number:
                 passed("between_inserts")
-            yield statement
+            yield [row]
 
-    MailTable.inserts = wrapper  # type: ignore[method-assign]
+    MailTable.groups = wrapper  # type: ignore[method-assign]

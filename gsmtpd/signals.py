@@ -31,12 +31,10 @@ class SignalQueue:
         return [signal.Signals(number) for number in octets if number in self._numbers]
 
     def close(self) -> None:
-        """Stop taking them; until somebody else does they are ignored."""
+        """Stop taking them; until somebody else does nothing comes of them."""
+        # Not SIG_IGN, which would also drop those that are blocked and wait for the next queue: a
+        # new worker may be told to stop before it has one.
         signal.set_wakeup_fd(-1)
-        for number in self._numbers:
-            # To ignore SIGCHLD would mean to have no exit codes of children, see wait(2).
-            default = number == signal.SIGCHLD
-            signal.signal(number, signal.SIG_DFL if default else signal.SIG_IGN)
         os.close(self._read)
         os.close(self._write)
 

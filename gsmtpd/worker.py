@@ -12,8 +12,10 @@ import os
 import select
 import signal
 import socket
+import time
 from contextlib import suppress
 
+from gsmtpd import heap
 from gsmtpd.logs import Logs
 from gsmtpd.server.engine import Engine
 from gsmtpd.server.stdio import StdioClient
@@ -27,6 +29,7 @@ LEFT = b"l"  # from the worker: it accepts no more
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2)
 _LOOK = 200  # milliseconds between two looks whether the last client has left
+_TRIM_LOOK = heap.TRIM_EVERY * 1000  # milliseconds
 
 
 def run(engine: Engine, channel: socket.socket, logs: Logs) -> None:
@@ -51,6 +54,7 @@ class _Worker:
         # A crash, or the SIGABRT that a hung worker gets, leaves what each thread did in the log.
         if logs.fault_descriptor is not None:
             faulthandler.enable(logs.fault_descriptor)
+        heap.share()
         self._signals = SignalQueue(SIGNALS)
         self._poll = select.poll()
         self._poll.register(self._signals, select.POLLIN)
@@ -64,8 +68,12 @@ class _Worker:
         leaving = channel is None
         if channel is not None:
             self._poll.register(channel, select.POLLIN)
+        trim_at = time.monotonic() + heap.TRIM_EVERY
         while not (leaving and self._engine.idle):
-            ready = [fd for fd, _ in self._poll.poll(_LOOK if leaving else None)]
+            ready = [fd for fd, _ in self._poll.poll(_LOOK if leaving else _TRIM_LOOK)]
+            if time.monotonic() >= trim_at:
+                heap.trim()
+                trim_at = time.monotonic() + heap.TRIM_EVERY
             if self._told_to_stop():
                 break
             if channel is not None and channel.fileno() in ready:

@@ -199,13 +199,15 @@ def _ask(address: tuple[str, int] | Path, command: str) -> str:
 class SmtpSink(Server):
     """Postfix's smtp-sink: an SMTP server in C that accepts everything and keeps nothing."""
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), backlog: int = 500) -> None:
         super().__init__("smtp-sink")
         self.options = [*options]
+        self.backlog = backlog
 
     def command(self) -> list[str]:
         become = ["-u", "root"] if os.geteuid() == 0 else []
-        return [find_program("smtp-sink"), *become, *self.options, f"127.0.0.1:{self.port}", "500"]
+        where = [f"127.0.0.1:{self.port}", str(self.backlog)]
+        return [find_program("smtp-sink"), *become, *self.options, *where]
 
 
 def tls_section(certificate: str, key: str) -> dict[str, Any]:

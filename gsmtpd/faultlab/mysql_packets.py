@@ -14,6 +14,7 @@ _FULL = 0xFFFFFF  # octets: the packet goes on in the next
 _ENOUGH = 64  # octets of a payload that tell what it is
 _GREETING_AT_MOST = 4096
 _COM_QUERY = 3
+_COM_STMT_EXECUTE = 0x17
 _GREETING = 10  # the version of the protocol; servers begin with it
 _SSL = 0x0800
 _COMPRESS = 0x0020
@@ -115,7 +116,12 @@ def server_splitter() -> Splitter:
 
 
 def command_of(first: bytes) -> Command:
-    """What the payload of a client's command asks for, by the first word of its statement."""
+    """What the payload of a client's command asks for, by the first word of its statement.
+
+    What gsmtpd has prepared are INSERTs.
+    """
+    if first[:1] == bytes([_COM_STMT_EXECUTE]):
+        return Command.INSERT
     if first[:1] != bytes([_COM_QUERY]):
         return Command.OTHER
     words = first[1:].upper().split(None, 2)

@@ -218,8 +218,8 @@ class Server:
         """The process and all it has forked."""
         return [self.pid, *descendants(self.pid)]
 
-    def start(self, seconds: float = START_SECONDS) -> None:
-        """Start and wait until it answers. Raises ServerError, with its output, if it does not."""
+    def launch(self) -> None:
+        """Start, and wait for nothing. Raises ServerError if it is running."""
         if self.running:
             raise ServerError(f"{self.name} is running already")
         self.kill()  # what a leader that died by itself has left behind
@@ -234,6 +234,10 @@ class Server:
             )
         self._processes[:] = [process]
         self._reaper = weakref.finalize(self, _kill_group, process)
+
+    def start(self, seconds: float = START_SECONDS) -> None:
+        """Start and wait until it answers. Raises ServerError, with its output, if it does not."""
+        self.launch()
         try:
             ready = _wait_until(lambda: not self.running or self.answers(), seconds)
         except BaseException:

@@ -36,6 +36,7 @@ from gsmtpd.storage.mysql_connection import (
     REFUSED,
     RETRY,
     ROLLED_BACK,
+    STALE,
     Database,
     close,
     code_of,
@@ -62,7 +63,7 @@ _log = logging.getLogger(__name__)
 _TRIES = 3
 _LOOKUP_PAUSES = (0.0, 0.5, 1.5, 3.0)  # seconds before each look for an ambiguous batch
 _STATEMENT_BYTES = 4 * 1024 * 1024
-_ROOM_FOR_NAMES = 8192  # octets of an INSERT in front of its values
+_ROOM_FOR_TYPES = 8192  # octets of a packet in front of its values
 
 
 OnCapacity = Callable[[int], None]
@@ -234,7 +235,9 @@ class MySQLStore:
                 except (pymysql.MySQLError, OSError) as error:
                     code = code_of(error)
                     self._note(connection, used, error)
-                    if code in ALTERED | DENIED | LOST | READ_ONLY:
+                    if code in STALE:
+                        used.statements.clear()
+                    elif code in ALTERED | DENIED | LOST | READ_ONLY:
                         self._table = None  # a table, server or packet size that is another now
                     elif code not in RETRY:
                         raise
@@ -251,13 +254,13 @@ class MySQLStore:
     def _transaction(self, connection: Any, letters: Sequence[Letter]) -> None:
         table = self._known_table(connection)
         connection.begin()
-        cursor = connection.cursor()
+        used = driver(connection)
         values = chain.from_iterable(self._values(table, letter) for letter in letters)
-        for statement in table.inserts(values, self._statement_bytes):
-            cursor.execute(statement)
-        self._beside.write(cursor, letters)
-        cursor.close()
-        session = session_of(driver(connection))
+        for rows in table.groups(values, self._statement_bytes):
+            used.execute(table.insert(len(rows)), table.types, rows)
+        with connection.cursor() as cursor:
+            self._beside.write(cursor, letters)
+        session = session_of(used)
         try:
             connection.commit()
         except Exception as error:
@@ -389,10 +392,10 @@ class MySQLStore:
         cursor = connection.cursor()
         columns = read_columns(cursor, name)
         packet = check_settings(cursor, name, self._warn, self._strict)
-        # DURABILITY: half, because escaping may double every octet; 64 KiB for the other columns.
+        # 64 KiB for the other columns; the text of a mail is cut where it leaves less room.
         self._statement_bytes = min(_STATEMENT_BYTES, packet - 65536)
-        self._on_capacity((packet - 65536) // 2)
-        table = MailTable(name, columns, packet - _ROOM_FOR_NAMES)
+        self._on_capacity(packet - 65536)
+        table = MailTable(name, columns, packet - _ROOM_FOR_TYPES)
         self._beside.look(cursor, table)
         cursor.close()
         return table

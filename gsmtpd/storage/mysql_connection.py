@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ import pymysql
 from pymysql.constants import SERVER_STATUS
 
 from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.storage.mysql_wire import Connection, TimedSocket
 
 CONNECT_TIMEOUT = 5  # seconds; PyMySQL has no default for the other two and would wait for ever
 READ_TIMEOUT = 15
@@ -24,6 +24,7 @@ NO_SPACE = {1021, 1114, 28}  # disk full, table full
 READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
 ROLLED_BACK = RETRY | {1290, 1836}  # as the answer to a COMMIT: none of it was carried out
 ALTERED = {1054, 1146}  # a column or the table is not there (any more)
+STALE = {1243, 1615}  # a prepared statement that the server knows no more, or cannot prepare again
 DENIED = {1044, 1142, 1143}  # a right on the database, the table or a column is missing
 CANNOT_ENCRYPT = 2059  # an authentication plugin cannot be loaded
 LOST = {0, 1053, 1152, 1158, 1159, 1160, 1161, 1317, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031}
@@ -67,7 +68,7 @@ def connect_to(
     that an answer may take from then on, None for READ_TIMEOUT. on_timeout: called where one takes
     longer, before the error is raised.
     """
-    connection: Any = _Connection(
+    connection: Any = Connection(
         host=host.name,
         port=host.port,
         unix_socket=host.unix_socket,
@@ -100,54 +101,11 @@ def connect_to(
         connection.close()
         raise pymysql.err.OperationalError(0, "the server keeps NO_BACKSLASH_ESCAPES on")
     connected.on_timeout = on_timeout
-    _bound(connected, READ_TIMEOUT if read_timeout is None else read_timeout)
+    connected.bound(READ_TIMEOUT if read_timeout is None else read_timeout, WRITE_TIMEOUT)
     return connection
 
 
-class _Connection(pymysql.connections.Connection):
-    """A PyMySQL connection that knows where it leads, and since when.
-
-    to_host: as configured. server: which server that was; a balancer has several behind one name.
-    """
-
-    to_host: Host
-    server: str
-    since: float  # monotonic seconds
-
-
-class _TimedSocket(socket.socket):
-    """A blocking socket whose sends and receives are bounded in time by the kernel.
-
-    With PyMySQL's read_timeout and write_timeout every reply costs a poll more, and a statement of
-    100 KB goes out in some 15 pieces; each of those calls hands the GIL over, twice.
-    """
-
-    on_timeout: Callable[[], None] = staticmethod(lambda: None)
-
-    def recv_into(self, *arguments: Any) -> int:
-        """As in socket. Raises TimeoutError; the kernel's EAGAIN would read as "no data"."""
-        try:
-            return super().recv_into(*arguments)
-        except BlockingIOError as error:
-            raise self._too_late() from error
-
-    def sendall(self, *arguments: Any) -> None:
-        """As in socket. Raises TimeoutError."""
-        try:
-            super().sendall(*arguments)
-        except BlockingIOError as error:
-            raise self._too_late() from error
-
-    def _too_late(self) -> TimeoutError:
-        # Nobody waits any more, so close() is to drop what was not acknowledged. The kernel would
-        # send it for minutes, and a COMMIT that arrives behind a network's trouble would store
-        # what was stored by another connection meanwhile.
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.on_timeout()
-        return TimeoutError("timed out")
-
-
-def _socket_to(host: Host, timeout: int) -> _TimedSocket:
+def _socket_to(host: Host, timeout: int) -> TimedSocket:
     """A socket to `host`. Raises pymysql.err.OperationalError (2003)."""
     try:
         if host.unix_socket:
@@ -161,21 +119,13 @@ def _socket_to(host: Host, timeout: int) -> _TimedSocket:
     except OSError as error:
         raise pymysql.err.OperationalError(2003, f"cannot connect to {host}: {error}") from error
     connected.settimeout(None)
-    timed = _TimedSocket(fileno=connected.detach())
-    _bound(timed, timeout)
+    timed = TimedSocket(fileno=connected.detach())
+    timed.bound(timeout, WRITE_TIMEOUT)
     return timed
 
 
-def _bound(connected: socket.socket, read_timeout: float) -> None:
-    for option, seconds in (
-        (socket.SO_RCVTIMEO, read_timeout),
-        (socket.SO_SNDTIMEO, WRITE_TIMEOUT),
-    ):
-        connected.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
-
-
 def driver(pooled: Any) -> Any:
-    """The `_Connection` that `pooled` leads to now (public in DBUtils from 3.2 on)."""
+    """The `Connection` that `pooled` leads to now (public in DBUtils from 3.2 on)."""
     return pooled._con._con
 
 
@@ -209,6 +159,8 @@ def explain(error: BaseException, database: Database) -> str:
             f"user {database.user!r} has no right to SELECT and INSERT in"
             f" {database.database}.{database.table}; GRANT it"
         )
+    if code == 1461:
+        return f"{where} keeps no more prepared statements; raise its max_prepared_stmt_count"
     text = (error.args[1] if len(error.args) > 1 else error) or "the connection was lost"
     return f"database at {where}: {text} (error {code})"
 

@@ -166,6 +166,7 @@ class GroupCommitWriter:
                 job.outcome = Outcome.TROUBLE
                 _hand_back([job])
             finally:
+                del job  # it would be kept until the next one comes
                 with self._changed:
                     self._reading -= 1
 
@@ -183,9 +184,7 @@ class GroupCommitWriter:
             try:
                 if self._clock() < self._busy_until and not self._stopped:
                     time.sleep(GATHER)
-                batch = self._take()
-                self._write(batch)
-                if len(batch) >= GATHER_FROM:
+                if self._write(self._take()) >= GATHER_FROM:
                     self._busy_until = self._clock() + BUSY_FOR
             except Exception:
                 _log.exception("fault in a writer thread")  # its clients hear 451 in time
@@ -215,9 +214,10 @@ class GroupCommitWriter:
                 if not self._waiting and not self._stopped:
                     self._changed.wait(_PREPARE_AGAIN)
 
-    def _write(self, batch: list[tuple[Job, Letter]]) -> None:
+    def _write(self, batch: list[tuple[Job, Letter]]) -> int:
+        """How many messages it held. Nobody else keeps the batch, so that its memory is free."""
         if not batch:
-            return
+            return 0
         try:
             outcomes = self._store.write([letter for _, letter in batch])
             for (job, _), outcome in zip(batch, outcomes, strict=True):
@@ -227,6 +227,7 @@ class GroupCommitWriter:
             for job, _ in batch:
                 job.outcome = Outcome.TROUBLE
         _hand_back([job for job, _ in batch])
+        return len(batch)
 
     def _take(self) -> list[tuple[Job, Letter]]:
         """The next batch; what has waited too long goes back unwritten."""

@@ -42,10 +42,20 @@ NEVER_BEGINS = f"""{EACH_ROW_ALONE}
 from gsmtpd.storage.mysql_pool import SteadyDBConnection
 SteadyDBConnection.begin = lambda self: None
 """
-# A transaction, but none that DBUtils knows of: it connects again in the middle of it.
-BEGINS_UNSEEN = f"""{EACH_ROW_ALONE}
-from gsmtpd.storage.mysql_pool import SteadyDBConnection
-SteadyDBConnection.begin = lambda self: self._con.autocommit(False)
+# As DBUtils does with a cursor where it knows of no transaction: the rest goes to a new session.
+CONNECTS_AGAIN = f"""{EACH_ROW_ALONE}
+import pymysql
+from gsmtpd.storage.mysql_connection import _socket_to
+from gsmtpd.storage.mysql_wire import Connection
+really = Connection.execute
+def execute(self, *arguments):
+    try:
+        really(self, *arguments)
+    except pymysql.err.OperationalError:
+        self.statements.clear()
+        self.connect(_socket_to(self.to_host, 5))
+        really(self, *arguments)
+Connection.execute = execute
 """
 REFUSES_FOR_GOOD = """
 from gsmtpd.server import connection
@@ -203,11 +213,11 @@ def test_without_begin(database: MariaDB, proxy: MySQLProxy, tmp_path: Path) -> 
     assert "partial" in found(judged(database, tmp_path))
 
 
-def test_a_begin_that_dbutils_does_not_see(
+def test_a_driver_that_connects_again_by_itself(
     database: MariaDB, proxy: MySQLProxy, tmp_path: Path
 ) -> None:
     with (
-        Gsmtpd(settings(database, proxy), before=BEGINS_UNSEEN) as daemon,
+        Gsmtpd(settings(database, proxy), before=CONNECTS_AGAIN) as daemon,
         Senders(daemon.address, tmp_path, 3, rate=200) as senders,
     ):
         cut_between_inserts(proxy, senders)

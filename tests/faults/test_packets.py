@@ -62,7 +62,7 @@ def test_the_largest_message_announced_fits_whatever_is_in_it(
 ) -> None:
     packet(server, MEGABYTE)
     with Gsmtpd(mysql_store(server, SCHEMA)) as daemon:
-        wait_for_size(daemon, (MEGABYTE - 65536) // 2)
+        wait_for_size(daemon, MEGABYTE - 65536)
         mail = filled(octet, announced(daemon))
         assert send(daemon.address, mail)[0].code == 250
         assert [row.content for row in rows(MySQLTable(server, SCHEMA))] == [mail.content]
@@ -72,7 +72,7 @@ def test_the_largest_message_announced_fits_whatever_is_in_it(
 def test_a_larger_message_is_refused_for_good(server: MariaDB) -> None:
     packet(server, MEGABYTE)
     with Gsmtpd(mysql_store(server, SCHEMA)) as daemon:
-        wait_for_size(daemon, (MEGABYTE - 65536) // 2)
+        wait_for_size(daemon, MEGABYTE - 65536)
         size = announced(daemon)
         with Client(daemon.address) as client:
             said = client.hello().command(f"MAIL FROM:<a@example.org> SIZE={size + 1}")
@@ -107,4 +107,4 @@ def test_packets_become_smaller_while_mail_comes_in(server: MariaDB) -> None:
                 time.sleep(0.2)  # they gather behind the first, which waits for the lock
                 cursor.execute("UNLOCK TABLES")
             assert [client.reply().code for client in clients] == [250] * len(mails)
-        wait_for_size(daemon, (MEGABYTE - 65536) // 2)
+        wait_for_size(daemon, MEGABYTE - 65536)

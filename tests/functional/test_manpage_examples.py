@@ -440,7 +440,7 @@ def test_the_settings_of_the_database(mariadb: MariaDB, five_lines: tuple[MariaD
     assert "DURABILITY" not in said
     assert "max_allowed_packet" not in said
     ((packet,),) = mariadb.query("SELECT @@max_allowed_packet")  # as by default
-    assert f"to {(packet - 65536) // 2} bytes" in source("gsmtpd-schema.5")
+    assert f"to {packet - 65536} bytes" in source("gsmtpd-schema.5")
 
 
 def check_reading(found: list[list[tuple[object, ...]]]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsmtpd.storage.literal import bytes_literal, text_literal
+from gsmtpd.storage.literal import text_literal
 
 
 def read(literal: bytes) -> bytes:
@@ -41,19 +41,6 @@ def test_text(value: str, literal: str) -> None:
     assert text_literal(value) == literal
 
 
-@pytest.mark.parametrize(
-    ("value", "literal"),
-    [
-        (b"", b"_binary''"),
-        (b"a\x00b\xff", b"_binary'a\x00b\xff'"),
-        (b"\\'", b"_binary'\\\\\\''"),
-        (b"\xbf\x27", b"_binary'\xbf\\\x27'"),
-    ],
-)
-def test_bytes(value: bytes, literal: bytes) -> None:
-    assert bytes_literal(value) == literal
-
-
 pieces = st.lists(st.sampled_from(["'", "\\", "\x00", "a", "ü", '"', "\\'"]), max_size=12).map(
     "".join
 )
@@ -63,8 +50,3 @@ pieces = st.lists(st.sampled_from(["'", "\\", "\x00", "a", "ü", '"', "\\'"]), m
 def test_text_is_read_back(value: str) -> None:
     encoded = value.encode("utf-8", "surrogatepass")
     assert read(text_literal(value).encode("utf-8", "surrogatepass")) == encoded
-
-
-@given(st.one_of(pieces.map(str.encode), st.binary()))
-def test_bytes_are_read_back(value: bytes) -> None:
-    assert read(bytes_literal(value).removeprefix(b"_binary")) == value

@@ -10,19 +10,20 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import pymysql
 import pytest
-from dbutils.steady_db import SteadyDBConnection
 
 from gsmtpd.message.row import COLUMNS, Decode, Message, RowMaker
 from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.envelope import Envelope
+from gsmtpd.storage import mysql_connection
 from gsmtpd.storage.base import Outcome, StoreError, StorePermissionError
 from gsmtpd.storage.mysql import MySQLStore
 from gsmtpd.storage.mysql_connection import Database, Host
-from gsmtpd.storage.mysql_hosts import Hosts
 from gsmtpd.storage.mysql_table import MailTable
+from gsmtpd.storage.mysql_wire import Connection
 from tests.accounting import MySQLTable, Row, rows
 from tests.servers import MariaDB, free_port, wait_for
 
@@ -375,16 +376,15 @@ class BetweenInserts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, do: Callable[[], None], times: int) -> None:
         self.done = 0
-        original = MailTable.inserts
 
-        def inserts(table: MailTable, values: Sequence[bytes], limit: int) -> Iterator[bytes]:
-            for number, statement in enumerate(original(table, values, 1)):
+        def groups(table: MailTable, values: Iterable[bytes], limit: int) -> Iterator[list[bytes]]:
+            for number, row in enumerate(values):
                 if number == 1 and self.done < times:
                     self.done += 1
                     do()
-                yield statement
+                yield [row]
 
-        monkeypatch.setattr(MailTable, "inserts", inserts)
+        monkeypatch.setattr(MailTable, "groups", groups)
 
 
 @pytest.mark.parametrize(("times", "outcome"), [(1, STORED), (2, STORED), (9, TROUBLE)])
@@ -399,18 +399,18 @@ def test_a_connection_killed_between_two_inserts_never_commits_by_halves(
 
 
 def test_the_test_above_can_fail(make, stored, mariadb, schema, monkeypatch) -> None:
-    """A store that leaves BEGIN to the server commits the second half, and says that all is well.
+    """A driver that connects again by itself commits the second half, and says that all is well."""
+    execute = Connection.execute
 
-    DBUtils executes again on a new connection, as long as nobody has called begin().
-    """
+    def stubborn(self: Connection, *arguments: object) -> None:
+        try:
+            execute(self, *arguments)  # type: ignore[arg-type]
+        except pymysql.err.OperationalError:
+            self.statements.clear()
+            self.connect(mysql_connection._socket_to(self.to_host, 5))
+            execute(self, *arguments)  # type: ignore[arg-type]
 
-    def connect(self: Hosts, connect=Hosts.connect) -> object:
-        connection = connect(self)
-        connection.autocommit(False)
-        return connection
-
-    monkeypatch.setattr(Hosts, "connect", connect)
-    monkeypatch.setattr(SteadyDBConnection, "begin", lambda self: None)
+    monkeypatch.setattr(Connection, "execute", stubborn)
     BetweenInserts(monkeypatch, lambda: kill_all(mariadb, schema), 1)
     assert write(make(), message(1, recipients=["a", "b", "c"])) == [STORED]
     assert [row.recipient[0] for row in stored()] == ["b", "c"]

@@ -1,13 +1,16 @@
-"""How does a row become SQL for a table of ours, or for one made long ago?"""
+"""How does a row become an INSERT into a table of ours, or into one made long ago?"""
 
 from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
 
 import pytest
 
 from gsmtpd.message.row import COLUMNS, WIDTHS, Row
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.literal import bytes_literal, text_literal
-from gsmtpd.storage.mysql_table import Column, MailTable
+from gsmtpd.storage.mysql_table import ROWS, Column, MailTable
+from gsmtpd.storage.mysql_wire import length_of
 
 ROW = Row(
     date="2025-01-02 03:04:05",
@@ -45,64 +48,64 @@ def ours() -> list[Column]:
     return [column("mail_id", charset=None), *(column(name, WIDTHS.get(name)) for name in COLUMNS)]
 
 
-def inserted(columns: list[Column], row: Row = ROW) -> dict[str, bytes]:
-    """The literal that each column is given."""
+def inserted(columns: list[Column], row: Row = ROW) -> dict[str, object]:
+    """What each column is given: octets, numbers, or SQL as a str."""
     table = MailTable("new_mail", columns)
-    (statement,) = table.inserts([table.values(row)], 1 << 20)
-    head, _, values = statement.partition(b" VALUES ")
-    names = head.decode().removeprefix("INSERT INTO `new_mail` (").removesuffix(")")
-    return dict(zip(names.replace("`", "").split(", "), literals(values), strict=True))
+    head, _, marks = table.insert(1).decode().partition(" VALUES ")
+    names = head.removeprefix("INSERT INTO `new_mail` (").removesuffix(")").replace("`", "")
+    found = [*parameters(table.types, table.values(row))]
+    given = [found.pop(0) if mark == "?" else mark for mark in marks[1:-1].split(",")]
+    assert not found
+    return dict(zip(names.split(", "), given, strict=True))
 
 
-def literals(values: bytes) -> list[bytes]:
-    """The literals in a row of values, in parentheses."""
-    assert values[:1] + values[-1:] == b"()"
-    found = [b""]
-    quoted = escaped = False
-    for octet in values[1:-1]:
-        byte = bytes([octet])
-        if byte == b"," and not quoted:
-            found.append(b"")
+def parameters(types: bytes, values: bytes) -> Iterator[object]:
+    """The parameters of a row, as a server reads them."""
+    at = 0
+    for kind in struct.unpack(f"<{len(types) // 2}H", types):
+        if kind in (5, 8):
+            yield struct.unpack_from("<d" if kind == 5 else "<q", values, at)[0]
+            at += 8
             continue
-        if byte == b"'" and not escaped:
-            quoted = not quoted
-        escaped = byte == b"\\" and not escaped
-        found[-1] += byte
-    assert not quoted
-    return found
+        assert kind in (0xFC, 0xFD)
+        octets = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(values[at], 0)
+        length = int.from_bytes(values[at + 1 : at + 1 + octets], "little") or values[at]
+        at += 1 + octets + length
+        yield values[at - length : at]
+        assert at <= len(values)
+    assert at == len(values)
 
 
 @pytest.mark.parametrize(
-    ("text", "literal"),
+    ("octets", "length"),
     [
-        ("", "''"),
-        ("a", "'a'"),
-        ("'", r"'\''"),
-        ("\\", r"'\\'"),
-        ("\\'", r"'\\\''"),
-        ("''", r"'\'\''"),
-        ('"', "'\"'"),
-        ("\0\n\x1a%_`", "'\0\n\x1a%_`'"),
-        ("\U0001f4ec", "'\U0001f4ec'"),
+        (0, b"\0"),
+        (250, b"\xfa"),
+        (251, b"\xfc\xfb\0"),
+        (65535, b"\xfc\xff\xff"),
+        (65536, b"\xfd\0\0\1"),
+        ((1 << 24) - 1, b"\xfd\xff\xff\xff"),
+        (1 << 24, b"\xfe\0\0\0\1\0\0\0\0"),
     ],
 )
-def test_a_literal(text: str, literal: str) -> None:
-    assert text_literal(text) == literal
-    assert bytes_literal(text.encode()) == b"_binary" + literal.encode()
+def test_a_length(octets: int, length: bytes) -> None:
+    assert length_of(octets) == length
 
 
-def test_octets_that_are_no_text() -> None:
-    assert bytes_literal(b"\xff\xc3'\xc3\\") == b"_binary'\xff\xc3\\'\xc3\\\\'"
+@pytest.mark.parametrize("size", [0, 1, 250, 251, 252, 65535, 65536, 1 << 24])
+def test_a_mail_of_any_size(size: int) -> None:
+    mail = b"'\\\0\xff" * (size // 4) + b"x" * (size % 4)
+    assert inserted(ours(), ROW._replace(mail=mail))["mail"] == mail
 
 
 def test_a_table_of_ours_gets_all_columns() -> None:
     found = inserted(ours())
     assert set(found) == set(COLUMNS)
-    assert found["subject"] == rb"'It\'s \\ fine'"
-    assert found["mail"] == b"_binary'\0\\'\\\\'"
-    assert found["spam_score"] == b"0.5"
-    assert found["size"] == b"3"
-    assert found["date"] == b"'2025-01-02 03:04:05'"
+    assert found["subject"] == b"It's \\ fine"
+    assert found["mail"] == b"\0'\\"
+    assert found["spam_score"] == 0.5
+    assert found["size"] == 3
+    assert found["date"] == b"2025-01-02 03:04:05"
 
 
 @pytest.mark.parametrize("column_name", ["helo", "subject", "from", "reply_to", "body"])
@@ -111,7 +114,7 @@ def test_a_value_with_nul_in_it(column_name: str) -> None:
     field = "from_" if column_name == "from" else column_name
     row = ROW._replace(**{field: "a\0b\0'"})
     found = inserted(ours(), row)
-    assert found.pop(column_name) == b"'a\0b\0\\''"
+    assert found.pop(column_name) == b"a\0b\0'"
     wanted = inserted(ours())
     del wanted[column_name]
     assert found == wanted
@@ -125,7 +128,7 @@ def test_columns_that_are_missing_are_left_out() -> None:
 
 def test_the_least_table_has_mail() -> None:
     found = inserted([column("mail", charset=None), column("to", 255)])
-    assert found == {"mail": b"_binary'\0\\'\\\\'", "to": b"'b@example.com'"}
+    assert found == {"mail": b"\0'\\", "to": b"b@example.com"}
 
 
 def test_a_table_without_mail_is_no_mail_table() -> None:
@@ -155,19 +158,42 @@ def test_a_narrow_column_is_cut_on_a_character(
 ) -> None:
     columns = [c for c in ours() if c.name != "subject"]
     found = inserted([*columns, column("subject", width, charset)], ROW._replace(subject=text))
-    assert found["subject"] == text_literal(kept).encode()
-    assert found["helo"] == b"'client.example'"
+    assert found["subject"] == kept.encode()
+    assert found["helo"] == b"client.example"
 
 
-def test_statements_are_bounded_and_none_is_lost() -> None:
+def test_groups_are_bounded_and_none_is_lost() -> None:
     table = MailTable("new_mail", ours())
     values = [table.values(ROW._replace(size=n, mail=b"x" * (n % 7 * 500))) for n in range(100)]
     for limit in (1, 1000, 5000, 20_000, 1 << 30):
-        statements = [*table.inserts(values, limit)]
-        assert b"".join(statements).count(b"_binary'") == 100
-        for statement in statements:
-            rows = statement.count(b"_binary'")
-            assert len(statement) <= limit or rows == 1
-    assert len([*table.inserts(values, 1)]) == 100
-    assert len([*table.inserts(values, 1 << 30)]) == 1
-    assert [*table.inserts([], 1000)] == []
+        groups = [*table.groups(values, limit)]
+        assert [row for group in groups for row in group] == values
+        for group in groups:
+            assert len(group) == 1 or sum(map(len, group)) <= limit
+            assert len(group) in ROWS
+    assert len([*table.groups(values, 1)]) == 100
+    assert [len(group) for group in table.groups(values, 1 << 30)] == [32, 32, 32, 4]
+    assert [*table.groups([], 1000)] == []
+
+
+def test_groups_are_made_one_by_one() -> None:
+    table = MailTable("new_mail", ours())
+    asked = []
+
+    def values() -> Iterator[bytes]:
+        for n in range(10):
+            asked.append(n)
+            yield b"x" * 100
+
+    groups = table.groups(values(), 250)
+    assert len(next(groups)) == 2
+    assert asked == [0, 1, 2]
+
+
+def test_an_insert_has_marks_for_all_its_rows() -> None:
+    table = MailTable("new_mail", [*ours(), column("note", 10, needs=True)._replace(kind="int")])
+    for rows in ROWS:
+        sql = table.insert(rows)
+        assert sql.count(b"?") * 2 == rows * len(table.types)
+        assert sql.count(b",0)") == rows
+        assert table.insert(rows) is sql

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
-from gsmtpd.storage.writer import GroupCommitWriter, Job
+from gsmtpd.storage.writer import READ_AT_ONCE, GroupCommitWriter, Job
 from tests.servers import wait_for
 
 READ = RowMaker("mx.example.com").read(
@@ -161,6 +162,23 @@ def test_each_comes_back_once_to_its_owner_with_its_own_outcome(threads: int) ->
             wanted = Outcome.TROUBLE if name in unlucky else kinds[int(name) % len(kinds)]
             assert outcome is wanted
     assert sorted(int(n) for batch in store.batches for n in batch) == [*range(4000)]
+
+
+class Client:
+    """What a job is for."""
+
+
+@pytest.mark.parametrize("size", [10, READ_AT_ONCE + 1])
+def test_nothing_is_kept_of_a_message_that_is_stored(size: int) -> None:
+    """A thread that waits for the next one would keep up to 8 MiB until that comes."""
+    store, owner, client = Notebook(), Owner(), Client()
+    with running(store) as writer:
+        writer.submit(Job(message("m", size=size), owner, client, time.monotonic()))
+        owner.wait(1)
+        kept = weakref.ref(client)
+        owner.returned.clear()
+        del client
+        wait_for(lambda: kept() is None)
 
 
 def test_a_store_that_raises_is_trouble_and_not_the_end() -> None:
