@@ -301,7 +301,7 @@ class Client(ABC):
             self.thread.watch(self, EPOLLOUT)
         elif farewell is not None:
             self._say_goodbye(farewell)
-        elif self._awaited is None or self.interest == EPOLLOUT:
+        elif self.interest != EPOLLIN and (self._awaited is None or self.interest == EPOLLOUT):
             self.thread.watch(self, EPOLLIN)
 
     def _say_goodbye(self, farewell: Reply) -> None:

@@ -143,7 +143,8 @@ class Connection(Client):
             else:
                 self._make_ready(event)
                 break
-        self._note_incoming()
+        if self._window or self.session.state >= State.CHUNKS:
+            self._note_incoming()
         if self.session.refusals:
             self._log_refusals()
         if not isinstance(self._awaited, Paused):
@@ -220,7 +221,7 @@ class Connection(Client):
         self._hold(self.session.buffered)
         # Until the store gives it back, whatever becomes of the client meanwhile.
         self.thread.hold(len(event.content), server.limits.max_memory)
-        server.writer.submit(job)
+        self.thread.store(server.writer, job)
         return None
 
     def _answer_message(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gsmtpd.server.client import Client, Leave
     from gsmtpd.server.connection import Connection
     from gsmtpd.server.tcp import SMTPServer
-    from gsmtpd.storage.writer import Job
+    from gsmtpd.storage.writer import GroupCommitWriter, Job
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ class SMTPThread(threading.Thread):
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
         self._inbox: deque[Job | Callable[[], None]] = deque()
+        self._arrived: list[Job] = []  # messages for `_writer`
+        self._writer: GroupCommitWriter | None = None
         self._connections: dict[int, Client] = {}
         self._servers: list[SMTPServer] = []
         self._listeners: dict[int, SMTPServer] = {}  # those of them that are accepted for
@@ -171,6 +173,23 @@ class SMTPThread(threading.Thread):
                 return
             largest.drop_incoming()
 
+    def store(self, writer: GroupCommitWriter, job: Job) -> None:
+        """Have `job` stored, behind what the other clients of this round have said.
+
+        One message read behind the other is a tenth less CPU: what reads it stays in the caches.
+        """
+        self._writer = writer
+        self._arrived.append(job)
+
+    def _hand_over(self) -> None:
+        if self._arrived and self._writer is not None:
+            arrived, self._arrived = self._arrived, []
+            try:
+                self._writer.submit(*arrived)
+            except Exception:
+                for job in arrived:
+                    self._fault(job.context)  # type: ignore[arg-type]
+
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
         self._connections[connection.socket.fileno()] = connection
@@ -225,7 +244,9 @@ class SMTPThread(threading.Thread):
                     self._accept(fd)
                 if not number % LOOK_UP:
                     self.now = time.monotonic()
+                    self._hand_over()
                     self._sweep_if_due()
+            self._hand_over()
             self._sweep_if_due()
             self.maillog.flush()
         self._close_all()

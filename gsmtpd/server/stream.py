@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+from fcntl import ioctl
+from termios import FIONREAD
 
 from gsmtpd.server.tls import TLSStream
 
@@ -12,7 +14,9 @@ COMMANDS = 4096  # of one while commands do: what is more waits in the kernel
 _ENCRYPTED = 16384  # of one by TLS: much can be asked of OpenSSL with little
 # It saves the ioctl that would make each socket non-blocking. Plain numbers: the enum is slower.
 DONTWAIT = int(socket.MSG_DONTWAIT)
-_LOOK = DONTWAIT | int(socket.MSG_PEEK)
+# The last octets, and the end of the connection behind them, go in one packet.
+_LAST = DONTWAIT | int(socket.MSG_MORE)
+_NONE = bytes(4)  # what FIONREAD says where nothing has come
 
 
 class Stream:
@@ -51,7 +55,7 @@ class Stream:
     def spoke_first(self) -> bool:
         """Whether the client has sent something already, which stays to be received."""
         try:
-            return bool(self.socket.recv(1, _LOOK))
+            return ioctl(self.socket.fileno(), FIONREAD, _NONE) != _NONE
         except OSError:
             return False
 
@@ -81,7 +85,8 @@ class Stream:
     def send(self, plain: bytes, last: bool, now: float) -> bool:
         """Send `plain` behind what is unsent; True if no octet is left.
 
-        last: whether nothing will follow. Raises OSError and TLSError.
+        last: whether nothing will follow, and the socket is closed or shut down next.
+        Raises OSError and TLSError.
         """
         tls = self._tls
         if tls is not None:
@@ -93,12 +98,17 @@ class Stream:
         before = self.unsent
         if before:
             plain = before + plain
-        if plain:
-            try:
-                sent = self.socket.send(plain, DONTWAIT)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            self.unsent = plain[sent:]
-            if self.unsent and not before:
-                self.unsent_since = now
-        return not self.unsent
+        if not plain:
+            return True
+        try:
+            sent = self.socket.send(plain, _LAST if last else DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent == len(plain):
+            if before:
+                self.unsent = b""
+            return True
+        self.unsent = plain[sent:]
+        if not before:
+            self.unsent_since = now
+        return False

@@ -20,10 +20,11 @@ _LABEL = rf"[A-Za-z0-9_{_UTF8}](?:[A-Za-z0-9_\-{_UTF8}]{{0,61}}[A-Za-z0-9_{_UTF8
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
 # The address nearly every client sends: one match in place of the grammar below.
-_ORDINARY = re.compile(
+ORDINARY_PATH = (
     r"<([A-Za-z0-9_+=\-]+(?:\.[A-Za-z0-9_+=\-]+)*)"
     r"@((?:[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?\.)*[a-z0-9]{1,63})>"
 )
+_ORDINARY = re.compile(ORDINARY_PATH)
 
 
 class Mailbox(NamedTuple):

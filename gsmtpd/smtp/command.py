@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from gsmtpd.smtp import reply
-from gsmtpd.smtp.address import Mailbox, parse_path
+from gsmtpd.smtp.address import MAX_LOCAL_PART, MAX_PATH, ORDINARY_PATH, Mailbox, parse_path
 from gsmtpd.smtp.reply import Reply
 
 # A quoted local part may hold spaces and angle brackets, so the path's end is found by grammar.
@@ -14,6 +14,9 @@ from gsmtpd.smtp.reply import Reply
 _PATH = r'[ ]?(<(?:"(?:[^"\\]|\\.)*"|[^">])*>|[^\s<>]+)(?:[ ]+(.*))?'
 _MAIL = re.compile(r"FROM:" + _PATH, re.IGNORECASE | re.DOTALL)
 _RCPT = re.compile(r"TO:" + _PATH, re.IGNORECASE | re.DOTALL)
+# What nearly every client sends, in one match.
+_match_ordinary_mail = re.compile("(?i:FROM):" + ORDINARY_PATH).fullmatch
+_match_ordinary_rcpt = re.compile("(?i:TO):" + ORDINARY_PATH).fullmatch
 # esmtp-param of RFC 5321 section 4.1.2
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")
 _SIZE = re.compile(r"[0-9]{1,20}")  # RFC 1870 section 4
@@ -30,6 +33,8 @@ class MailCommand(NamedTuple):
 
 def parse_mail(argument: str) -> MailCommand | Reply:
     """The MAIL command with `argument` (all behind "MAIL "), or the Reply that refuses it."""
+    if (ordinary := _ordinary(_match_ordinary_mail(argument))) is not None:
+        return MailCommand(ordinary)
     match = _MAIL.fullmatch(argument)
     if match is None:
         return reply.MAIL_SYNTAX
@@ -47,6 +52,8 @@ def parse_mail(argument: str) -> MailCommand | Reply:
 
 def parse_rcpt(argument: str, smtputf8: bool) -> Mailbox | Reply:
     """The recipient of the RCPT command with `argument`, or the Reply that refuses it."""
+    if (ordinary := _ordinary(_match_ordinary_rcpt(argument))) is not None:
+        return ordinary
     match = _RCPT.fullmatch(argument)
     if match is None:
         return reply.RCPT_SYNTAX
@@ -56,6 +63,16 @@ def parse_rcpt(argument: str, smtputf8: bool) -> Mailbox | Reply:
         parameters = _parameters(tail)
         return parameters if isinstance(parameters, Reply) else reply.UNKNOWN_PARAMETER
     return _mailbox(path, smtputf8, reply.BAD_RECIPIENT)
+
+
+def _ordinary(match: re.Match[str] | None) -> Mailbox | None:
+    """The mailbox of an ordinary path; None where there is none, or it is too long."""
+    if match is None:
+        return None
+    local, domain = match.groups()
+    if len(local) > MAX_LOCAL_PART or len(local) + len(domain) + len("<@>") > MAX_PATH:
+        return None
+    return Mailbox(local, domain)
 
 
 def _mailbox(path: str, smtputf8: bool, refusal: Reply) -> Mailbox | Reply:

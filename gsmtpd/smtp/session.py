@@ -161,31 +161,14 @@ class Session(Mailing):
 
     def _line(self, line: bytes, more: bool) -> Event | None:
         """Carry out one command. more: whether further input came in the same burst."""
-        length = len(line) + 2
-        if line[:1] == _TLS_HELLO and self.state is State.START and not self._skipped:
-            self.close(reply.NOT_SMTP)
-            return None
-        if self._skipped or length > MAX_LINE:
-            if self._skipped:
-                line = self._long_line
-                length += self._skipped
-                self._skipped = 0
-            if length > MAX_JUNK_LINE + 2:
-                self.close(reply.LINE_TOO_LONG)
-                return None
-            may = MAX_LINE_WITH_PARAMETERS if line[:4].upper() in _WITH_PARAMETERS else MAX_LINE
-            if length > may:
-                self._refuse_line(reply.LINE_TOO_LONG, line)
-                return None
-        if self.leaving:
-            self.close(reply.SHUTTING_DOWN)
-            self._note_command(reply.SHUTTING_DOWN, line)
-            return None
         verb, _, argument = line.partition(b" ")
         command = _COMMANDS.get(verb) or _COMMANDS.get(verb.upper())
-        if command is None:
-            self._unknown(line)
-            return None
+        if command is None or self._skipped or self.leaving or len(line) > MAX_LINE - 2:
+            if self._refused(line):
+                return None
+            if command is None:
+                self._unknown(line)
+                return None
         if self._rules.require_tls and not self.tls and command not in _BEFORE_TLS:
             self._refuse(reply.TLS_FIRST, line)
             return None
@@ -193,6 +176,29 @@ class Session(Mailing):
             self._refuse_line(reply.BARE_NEWLINE_IN_COMMAND, line)
             return None
         return command(self, argument, more)
+
+    def _refused(self, line: bytes) -> bool:
+        """Whether a line is refused, whatever command it is."""
+        if line[:1] == _TLS_HELLO and self.state is State.START and not self._skipped:
+            self.close(reply.NOT_SMTP)
+            return True
+        length = len(line) + 2 + self._skipped
+        if length > MAX_LINE:
+            if self._skipped:
+                line = self._long_line
+                self._skipped = 0
+            if length > MAX_JUNK_LINE + 2:
+                self.close(reply.LINE_TOO_LONG)
+                return True
+            may = MAX_LINE_WITH_PARAMETERS if line[:4].upper() in _WITH_PARAMETERS else MAX_LINE
+            if length > may:
+                self._refuse_line(reply.LINE_TOO_LONG, line)
+                return True
+        if self.leaving:
+            self.close(reply.SHUTTING_DOWN)
+            self._note_command(reply.SHUTTING_DOWN, line)
+            return True
+        return False
 
     def _unknown(self, line: bytes) -> None:
         if line[:4].upper() == b"BDAT":

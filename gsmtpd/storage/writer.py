@@ -100,23 +100,35 @@ class GroupCommitWriter:
         for thread in (*self._threads, *self._readers):
             thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue `job`; its owner gets it back with its outcome."""
-        if len(job.message.content) > READ_AT_ONCE:
-            with self._changed:
-                self._reading += 1
-            self._unread.put(job)
-        else:
-            self._enqueue(job)
+    def submit(self, *jobs: Job) -> None:
+        """Queue `jobs`; the owner of each gets it back with its outcome."""
+        for job in jobs:
+            if len(job.message.content) > READ_AT_ONCE:
+                with self._changed:
+                    self._reading += 1
+                self._unread.put(job)
+            else:
+                self._enqueue(job)
+        self._call()
 
     def _enqueue(self, job: Job) -> None:
-        """Make what can be made before the transaction, and have it written."""
+        """Make what can be made before the transaction, and have it wait for a writer."""
         message = job.message
         at_once = len(message.content) * message.envelope.copies <= ENCODE_AT_ONCE
-        letter = self._store.encode(message) if at_once else self._store.read(message)
-        # Atomic; and a writer looks again before it sleeps, so a busy one needs no call.
-        self._waiting.append((job, letter))
-        if (not self._writing and not self._called) or len(self._waiting) == SECOND_WRITER_FROM:
+        try:
+            letter = self._store.encode(message) if at_once else self._store.read(message)
+        except Exception:
+            _log.exception("store: unexpected trouble with one message")
+            job.outcome = Outcome.TROUBLE
+            _hand_back([job])
+        else:
+            self._waiting.append((job, letter))  # atomic
+
+    def _call(self) -> None:
+        """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
+        waiting = len(self._waiting)
+        idle = waiting and not self._writing and not self._called
+        if idle or waiting >= SECOND_WRITER_FROM:
             with self._changed:
                 self._called = True
                 self._changed.notify()
@@ -159,16 +171,11 @@ class GroupCommitWriter:
     def _read(self) -> None:
         """What a reader thread does."""
         while (job := self._unread.get()) is not None:
-            try:
-                self._enqueue(job)
-            except Exception:
-                _log.exception("store: unexpected trouble with one message")
-                job.outcome = Outcome.TROUBLE
-                _hand_back([job])
-            finally:
-                del job  # it would be kept until the next one comes
-                with self._changed:
-                    self._reading -= 1
+            self._enqueue(job)
+            del job  # it would be kept until the next one comes
+            with self._changed:
+                self._reading -= 1
+            self._call()
 
     def _run(self, number: int) -> None:
         if number == 0:
