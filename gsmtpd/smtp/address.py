@@ -16,8 +16,8 @@ _DOT_STRING = re.compile(rf"[{_ATEXT}{_UTF8}]+(?:\.[{_ATEXT}{_UTF8}]+)*")
 _QUOTED = re.compile(rf'"(?:[\x20\x21\x23-\x5b\x5d-\x7e{_UTF8}]|\\[\x20-\x7e])*"')
 _QUOTED_PAIR = re.compile(r"\\(.)")
 # Underscores are no LDH characters, but real senders have them in host names.
-# Each set of characters in a pattern takes more than a millisecond of every start: so there are few.
 _LABEL = rf"(?!-)[A-Za-z0-9_\-{_UTF8}]{{1,63}}(?<!-)"
+# Each such set of characters takes over a millisecond of every start: so there are few.
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ROUTE = re.compile(rf"@{_LABEL}(?:(?:\.|,@){_LABEL})*:")
 # The address nearly every client sends: one match in place of the grammar below.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gsmtpd.message.body import MAX_TEXT
 from gsmtpd.message.row import COLUMNS, NUMBERS, TEXTS, WIDTHS, Row
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.mysql_wire import length_of, text
+from gsmtpd.storage.mysql_wire import SHORT, length_of
 
 _NOT_IN_GREEK = re.compile("[\u20ac\u20af\u037a]")
 _NOT_IN_BMP = re.compile("[\U00010000-\U0010ffff]")
@@ -153,7 +153,12 @@ class MailTable:
             for i, fit in self._fits:
                 fitting[i] = fit(fitting[i])
             texts = tuple(fitting)
-        parts = [text(each.encode()) for each in texts]
+        parts: list[bytes] = []
+        for each in texts:
+            octets = each.encode()
+            length = len(octets)
+            parts.append(SHORT[length] if length < len(SHORT) else length_of(length))
+            parts.append(octets)
         parts.append(self._numbers.pack(*self._pick_numbers(row)))
         parts.append(length_of(len(row.mail)))
         parts.append(row.mail)

@@ -20,7 +20,8 @@ from pymysql.constants import COMMAND, CR
 if TYPE_CHECKING:
     from gsmtpd.storage.mysql_connection import Host
 
-_SHORT = tuple(bytes([length]) for length in range(251))
+SHORT = tuple(bytes([length]) for length in range(251))
+"""What stands before so many octets, as long as that is an octet; see `length_of`."""
 _EXECUTED_ONCE = b"\0\1\0\0\0"  # no cursor, one iteration
 _TYPES_FOLLOW = b"\1"
 
@@ -51,7 +52,8 @@ class Connection(pymysql.connections.Connection):
         """Execute a statement, that is prepared if it is not yet. Raises pymysql.err.Error.
 
         rows: of its parameters, one for each `?` in turn: those of a row in one piece, each as
-        `text` or a number in the server's own form. types: of the parameters of a row.
+        octets behind `length_of` them, or a number in the server's own form. types: of the
+        parameters of a row.
         """
         statement = self.statements.get(sql)
         if statement is None:
@@ -141,18 +143,10 @@ class TimedSocket(socket.socket):
         return TimeoutError("timed out")
 
 
-def text(octets: bytes) -> bytes:
-    """A parameter that is text, or octets that are none."""
-    length = len(octets)
-    if length < 251:
-        return _SHORT[length] + octets
-    return length_of(length) + octets
-
-
 def length_of(octets: int) -> bytes:
-    """What stands before so many octets ("length-encoded integer")."""
-    if octets < 251:
-        return _SHORT[octets]
+    """What stands before so many octets, text or not ("length-encoded integer")."""
+    if octets < len(SHORT):
+        return SHORT[octets]
     if octets < 1 << 16:
         return b"\xfc" + octets.to_bytes(2, "little")
     if octets < 1 << 24:
