@@ -25,6 +25,16 @@ def pair() -> Iterator[tuple[socket.socket, Stream]]:
         yield client, Stream(server)
 
 
+@pytest.fixture
+def connected() -> Iterator[tuple[socket.socket, Stream]]:
+    """The same by TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    with client, server:
+        yield client, Stream(server)
+
+
 class TLSPeer:
     """A client that speaks TLS on a socket, beside its server in one thread."""
 
@@ -92,6 +102,28 @@ def test_what_has_come(pair: tuple[socket.socket, Stream]) -> None:
     assert stream.receive(CONTENT) == b"NOOP\r\n"
     assert stream.decrypt(b"NOOP\r\n") == b"NOOP\r\n"
     assert stream.tls == ""
+
+
+@pytest.mark.parametrize("how", ["close", "shutdown"])
+def test_the_last_words_go_with_the_end(connected: tuple[socket.socket, Stream], how: str) -> None:
+    """They are held back for it, and never for longer."""
+    client, stream = connected
+    assert stream.send(b"221 2.0.0 Bye\r\n", True, 0.0)
+    with pytest.raises(BlockingIOError):
+        client.recv(100, socket.MSG_DONTWAIT)
+    if how == "close":
+        stream.socket.close()
+    else:
+        stream.socket.shutdown(socket.SHUT_WR)
+    assert client.recv(100) == b"221 2.0.0 Bye\r\n"
+    assert client.recv(100) == b""
+
+
+def test_what_is_not_the_last_goes_at_once(connected: tuple[socket.socket, Stream]) -> None:
+    client, stream = connected
+    for _ in range(3):
+        assert stream.send(b"250 2.0.0 Ok\r\n", False, 0.0)
+        assert client.recv(100, socket.MSG_DONTWAIT) == b"250 2.0.0 Ok\r\n"
 
 
 def test_a_client_that_has_gone(pair: tuple[socket.socket, Stream]) -> None:

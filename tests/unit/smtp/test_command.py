@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsmtpd.smtp import reply
+from gsmtpd.smtp import address, command, reply
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
 from gsmtpd.smtp.command import MailCommand, parse_mail, parse_rcpt
 from gsmtpd.smtp.reply import Reply
@@ -124,6 +125,32 @@ def test_whatever_is_said_is_understood_or_refused(argument: str) -> None:
     mail, rcpt = parse_mail(argument), parse_rcpt(argument, True)
     assert isinstance(mail, MailCommand) or mail.code in (501, 553, 555)
     assert isinstance(rcpt, Mailbox) or rcpt.code in (501, 555)
+
+
+addresses = st.one_of(
+    st.from_regex(re.compile(address.ORDINARY_PATH), fullmatch=True),
+    st.builds(
+        "<{}@{}>".format,
+        st.integers(60, 70).map(lambda n: "l" * n),
+        st.integers(1, 260).map(lambda n: ".".join(["d" * 63] * 5)[:n].rstrip(".")),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["FROM:", "from:", "TO:", "tO: ", "FROM"]),
+    addresses,
+    st.one_of(st.just(""), st.sampled_from(WORDS)),
+)
+def test_the_short_way_is_the_grammar(verb: str, path: str, more: str) -> None:
+    """Whatever the one match for an ordinary command says, the long way says as well."""
+    argument = verb + path + more
+    said = parse_mail(argument), parse_rcpt(argument, False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_match_ordinary_mail", "_match_ordinary_rcpt"):
+            patch.setattr(command, name, lambda argument: None)
+        assert (parse_mail(argument), parse_rcpt(argument, False)) == said
 
 
 def seconds(argument: str) -> float:

@@ -196,6 +196,22 @@ def test_a_store_that_raises_is_trouble_and_not_the_end() -> None:
     assert owner.outcomes() == {"bad": Outcome.TROUBLE, "good": Outcome.STORED}
 
 
+def test_one_that_cannot_be_made_does_not_keep_the_others_of_its_round() -> None:
+    class Fussy(Notebook):
+        def encode(self, message: Message) -> Letter:
+            if message.id == "bad":
+                raise RuntimeError("a fault of ours")
+            return super().encode(message)
+
+    store, owner = Fussy(), Owner()
+    with running(store) as writer:
+        now = time.monotonic()
+        writer.submit(*(Job(message(name), owner, None, now) for name in ("a", "bad", "b")))
+        owner.wait(3)
+    assert owner.outcomes() == dict.fromkeys("ab", Outcome.STORED) | {"bad": Outcome.TROUBLE}
+    assert [name for batch in store.batches for name in batch] == ["a", "b"]
+
+
 def test_a_store_that_answers_for_too_few_is_trouble() -> None:
     class Forgetful(Notebook):
         def write(self, letters: Sequence[Letter]) -> list[Outcome]:
