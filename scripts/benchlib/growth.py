@@ -58,6 +58,8 @@ def lines(results: Results) -> list[Line]:
                     amount = one.sessions if by == "sessions" else one.size
                     middle = median([value(run, one) for run in runs])
                     points.setdefault(peer, []).append((amount, middle))
+            # Others were measured in the table alone, at one or two of these places.
+            points = {peer: of for peer, of in points.items() if 2 * len(of) > len(names)}
             if points and not (title == OCTETS and by == "sessions"):
                 made.append(Line(title, by, points))
     return made
