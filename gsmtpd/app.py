@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gsmtpd.app_listen import make_limits, make_manner, make_rules
 from gsmtpd.app_policy import make_lookups
@@ -17,7 +17,6 @@ from gsmtpd.app_store import (
     check_store,
     database_status,
     make_body_store,
-    make_database,
     make_database_store,
     make_draining_store,
     make_reader,
@@ -40,26 +39,21 @@ from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
-from gsmtpd.storage import mysql, sqlite
+from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.counter import counter_chore
-from gsmtpd.storage.mysql_link import Link
-from gsmtpd.storage.partitions import partitions_chore
-from gsmtpd.storage.retention import (
-    Times,
-    mysql_chore,
-    purge_mysql,
-    purge_sqlite,
-    sqlite_chore,
-)
+from gsmtpd.storage.retention import Times
 from gsmtpd.storage.spooling import with_spool
+from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
 from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
+
+if TYPE_CHECKING:
+    from gsmtpd.storage.mysql import MySQLStore
 
 # What app_store makes is had from here as well.
 __all__ = [
     "Share", "check_queries", "check_store", "database_status", "keep_times", "make_body_store",
-    "make_database", "make_database_store", "make_engine", "make_logs", "make_reader",
+    "make_database_store", "make_engine", "make_logs", "make_reader",
     "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
     "spool_of", "threads", "wanted",
 ]  # fmt: skip
@@ -194,7 +188,7 @@ def _arm_failpoints() -> None:
 
 
 def _make_writer(
-    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore | None, spools: bool
+    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
@@ -228,23 +222,10 @@ def purge(config: Config, times: Times, dry: bool) -> int:
     if config.store.backend == "sqlite":
         return purge_sqlite(config.store.sqlite.path, times, dry)
     if config.store.backend == "mysql":
-        if not dry:
-            _catch_up(config, times)
-        return purge_mysql(make_database(config), times, dry)
+        from gsmtpd import app_mysql
+
+        return app_mysql.purge(config, times, dry)
     raise StoreError("[store] backend = null keeps no mail; there is nothing to delete")
-
-
-def _catch_up(config: Config, times: Times) -> None:
-    """Count what has come; make hours ahead, and drop those that are over."""
-    link = Link(make_database(config))
-    # With the pause, in seconds, up to which there is more to do.
-    chores = [(counter_chore(link), 0.0)]
-    if config.store.mysql.partition == "hour":
-        chores.append((partitions_chore(link, times), 1.0))
-    for chore, most in chores:
-        while (pause := chore.step()) <= most:
-            time.sleep(pause)
-        chore.close()
 
 
 def _make_upkeep(config: Config, policy: PolicyFiles, first: bool) -> list[Upkeep]:
@@ -257,21 +238,12 @@ def _make_upkeep(config: Config, policy: PolicyFiles, first: bool) -> list[Upkee
 def _store_chores(config: Config) -> list[Chore]:
     times = keep_times(config)
     if config.store.backend == "mysql":
-        return _mysql_chores(config, times)
+        from gsmtpd import app_mysql
+
+        return app_mysql.chores(config, times)
     if config.store.backend == "sqlite" and times.distinct:
         return [sqlite_chore(config.store.sqlite.path, times)]
     return []
-
-
-def _mysql_chores(config: Config, times: Times) -> list[Chore]:
-    link = Link(make_database(config))
-    by_hour = config.store.mysql.partition == "hour"
-    chores = [counter_chore(link)]
-    if by_hour:
-        chores.append(partitions_chore(link, times))
-    if times.distinct:
-        chores.append(mysql_chore(link, times, drops=by_hour))
-    return chores
 
 
 def _limit_size(servers: Sequence[SMTPServer], configured: int, first: bool, size: int) -> None:

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import socket
-import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
-from gsmtpd.storage import mysql, mysql_schema, spool_file, sqlite
+from gsmtpd.storage import spool_file, sqlite
 from gsmtpd.storage.base import Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
-from gsmtpd.storage.mysql_connection import Database, Host
-from gsmtpd.storage.mysql_hosts import OnAway
-from gsmtpd.storage.partitions import clause
 from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.schema import statements
 
-
-def make_database(config: Config) -> Database:
-    """How to reach the configured MySQL server."""
-    chosen = config.store.mysql
-    # One that is named twice is one.
-    hosts = dict.fromkeys(Host(h.host, h.port, h.unix_socket) for h in chosen.hosts)
-    return Database(tuple(hosts), chosen.user, chosen.password, chosen.database, chosen.table)
+if TYPE_CHECKING:
+    from gsmtpd.storage.mysql import MySQLStore, OnCapacity
+    from gsmtpd.storage.mysql_hosts import OnAway
 
 
 def database_status(config: Config, away: int) -> list[dict[str, object]]:
     """The configured hosts of the database. away: those that some worker leaves alone, as bits."""
-    hosts = make_database(config).hosts if config.store.backend == "mysql" else ()
-    return [
-        {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
-    ]
+    if config.store.backend != "mysql":
+        return []
+    from gsmtpd import app_mysql
+
+    return app_mysql.status(config, away)
 
 
 def make_reader(config: Config) -> MailReader:
@@ -44,7 +34,9 @@ def make_reader(config: Config) -> MailReader:
     if config.store.backend == "sqlite":
         return sqlite.open_reader(config.store.sqlite.path, _bodies(config))
     if config.store.backend == "mysql":
-        return mysql.open_reader(make_database(config), _bodies(config))
+        from gsmtpd import app_mysql
+
+        return app_mysql.open_reader(config, _bodies(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
 
 
@@ -70,8 +62,11 @@ def schema(config: Config) -> list[str]:
     backend = config.store.backend
     if backend == "null":
         raise StoreError("[store] backend = null has no tables")
-    partitions = clause(time.time()) if config.store.mysql.partition == "hour" else ""
-    return statements(backend, config.store.mysql.table, partitions)
+    if backend == "sqlite":
+        return statements(backend)
+    from gsmtpd import app_mysql
+
+    return app_mysql.schema(config)
 
 
 def make_tables(config: Config) -> str:
@@ -79,9 +74,9 @@ def make_tables(config: Config) -> str:
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
         return f"the tables are in {config.store.sqlite.path}"
-    database = make_database(config)
-    left_out = mysql_schema.execute(database, schema(config))
-    return "\n".join([*left_out, f"the tables are in database {database.database}"])
+    from gsmtpd import app_mysql
+
+    return app_mysql.make_tables(config)
 
 
 def check_store(config: Config) -> None:
@@ -105,8 +100,11 @@ def prepare_store(config: Config) -> None:
     """
     if config.store.backend == "sqlite":
         sqlite.make(config.store.sqlite.path)
-    elif spool := spool_of(config):
-        spool_file.prepare(spool)
+    elif config.store.backend == "mysql":
+        from gsmtpd import app_mysql  # noqa: F401  # here, so that all workers share it
+
+        if spool := spool_of(config):
+            spool_file.prepare(spool)
 
 
 def spool_of(config: Config) -> str:
@@ -123,7 +121,7 @@ def settle_store(config: Config) -> None:
 
 def make_store(
     config: Config,
-    on_capacity: mysql.OnCapacity = lambda size: None,
+    on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     dedupe: bool = True,
 ) -> Store:
@@ -139,10 +137,10 @@ def make_store(
 
 def make_database_store(
     config: Config,
-    on_capacity: mysql.OnCapacity = lambda size: None,
+    on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     on_away: OnAway = lambda bits: None,
-) -> sqlite.SQLiteStore | mysql.MySQLStore | None:
+) -> sqlite.SQLiteStore | MySQLStore | None:
     """The configured database alone, not connected yet; None for null."""
     chosen = config.store
     rows = _row_maker(config)
@@ -150,33 +148,21 @@ def make_database_store(
     if chosen.backend == "sqlite":
         return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
     if chosen.backend == "mysql":
-        database, connections = make_database(config), chosen.mysql.connections
-        lookups = query_threads(config)
-        return mysql.MySQLStore(
-            database, rows, connections, warn, durable, on_capacity, lookups, on_away
-        )
+        from gsmtpd import app_mysql
+
+        return app_mysql.make_store(config, rows, on_capacity, warn, on_away)
     return None
 
 
-def make_draining_store(config: Config) -> mysql.MySQLStore:
-    """The database for what empties the spool.
+def make_draining_store(config: Config) -> MySQLStore:
+    """The database for what empties the spool."""
+    from gsmtpd import app_mysql
 
-    On one connection with a lock: when that is had, the COMMIT of a worker that was killed while
-    it emptied the same spool is over, so that what it stored is known.
-    """
-    spool = f"{socket.gethostname()}:{os.path.realpath(config.store.spool)}"
-    return mysql.MySQLStore(
-        make_database(config),
-        _row_maker(config),
-        connections=1,
-        warn=False,
-        strict=config.store.durability == "strict",
-        lock=f"gsmtpd spool {hashlib.sha256(spool.encode()).hexdigest()[:40]}",
-    )
+    return app_mysql.make_draining_store(config, _row_maker(config))
 
 
 def with_more(
-    config: Config, database: sqlite.SQLiteStore | mysql.MySQLStore, dedupe: bool = True
+    config: Config, database: sqlite.SQLiteStore | MySQLStore, dedupe: bool = True
 ) -> Store:
     """The store of `database` and of what else is configured."""
     rows = _row_maker(config)

@@ -18,7 +18,7 @@ VALUES = {"config_numbers", "config_hosts", "config_query"}
 CONFIG = {"config", "config_types", "config_file", "config_checks", "config_tls", *VALUES}
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-PARTS = {"app_policy", "app_listen", "app_store"}
+PARTS = {"app_policy", "app_listen", "app_mysql", "app_store"}
 RUNNING = (
     BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
 )
@@ -51,7 +51,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "heap": set(),
     "app_policy": BUILDING,
     "app_listen": BUILDING,
-    "app_store": BUILDING | {"app_policy"},
+    "app_mysql": BUILDING | {"app_policy"},
+    "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},

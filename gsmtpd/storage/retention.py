@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import calendar
 import random
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import pymysql
-
-from gsmtpd.complaints import Complaints
-from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.mysql_connection import RETRY, Database, code_of, store_error
-from gsmtpd.storage.mysql_link import Link, OnMySQL
-from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.shelf import BEGINNING, Mark, Shelf
-from gsmtpd.storage.sqlite_shelf import SQLiteShelf
-from gsmtpd.storage.upkeep import AFTER_TROUBLE, NOT_OURS, Chore
+from gsmtpd.storage.upkeep import NOT_OURS
 
 LATE = 120.0  # seconds; by then mail that was received is committed or never will be
 GRACE = 7200.0  # seconds that the end of an hour's partition is waited for before rows are deleted
@@ -293,131 +284,48 @@ class Retention:
         return GRACE if waits else 0.0
 
 
-class _OnSQLite:
-    """`retention` as a chore: what goes wrong is said once and tried again later."""
-
-    name = "keep"
-
-    def __init__(self, shelf: SQLiteShelf, retention: Retention, path: str) -> None:
-        self._shelf = shelf
-        self._retention = retention
-        self._path = path
-        self._complaints = Complaints(self.name)
-
-    def step(self) -> float:
-        """One step."""
-        try:
-            pause = self._retention.step()
-        except sqlite3.Error as error:
-            if _is_busy(error):
-                return 0.2
-            self._shelf.close()
-            self._complaints.say(str(sqlite.store_error(self._path, error)))
-            return AFTER_TROUBLE
-        self._complaints.over()
-        return pause
-
-    def close(self) -> None:
-        """Close the file."""
-        self._shelf.close()
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def mysql_chore(link: Link, times: Times, drops: bool = False) -> Chore:
-    """The chore that deletes old mail from the mail table of `link.database`. drops: see Retention.
-
-    A user who may not DELETE is told so once; it is tried again every ten minutes.
-    """
-    retention = Retention(MySQLShelf(link), times, drops)
-    return OnMySQL("keep", link, retention.step)
-
-
-def sqlite_chore(path: str, times: Times) -> Chore:
-    """The chore that deletes old mail from the mail file at `path`."""
-    shelf = SQLiteShelf(path)
-    return _OnSQLite(shelf, Retention(shelf, times), path)
-
-
-# --- at once --------------------------------------------------------------------------------------
-
-
-def purge_mysql(
-    database: Database,
+def purge(
+    shelf: Shelf,
     times: Times,
-    dry: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    dry: bool,
+    progress: Callable[[int], None],
+    is_busy: Callable[[Exception], bool],
 ) -> int:
     """Delete mail that is older than `times` say, once, and say how many rows that was.
 
     In the same small steps as the daemon, beside which it may run. dry: only count. progress:
-    called with the rows so far, behind each step. Raises StoreError.
+    called with the rows so far, behind each step. is_busy: whether an error of the shelf's says
+    that somebody else is in the way, so that it may go well a moment later. Raises StoreError,
+    and the shelf's errors.
     """
-    link = Link(database)
-    shelf = MySQLShelf(link)
-    try:
-        shelf.look()
-        return _purge(shelf, times, dry, progress)
-    except (pymysql.MySQLError, OSError) as error:
-        raise store_error(error, database) from error
-    finally:
-        link.close()
-
-
-def purge_sqlite(
-    path: str,
-    times: Times,
-    dry: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> int:
-    """As `purge_mysql`, in the mail file at `path`."""
-    shelf = SQLiteShelf(path)
-    try:
-        if not shelf.ready():
-            raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
-        return _purge(shelf, times, dry, progress)
-    except sqlite3.Error as error:
-        raise sqlite.store_error(path, error) from error
-    finally:
-        shelf.close()
-
-
-def _purge(shelf: Shelf, times: Times, dry: bool, progress: Callable[[int], None]) -> int:
     if times.by_domain and not shelf.has_recipient:
         raise StoreError("the table has no column `recipient`, so that no domain's mail is known")
     deleted = 0
     for keep in times.distinct:
-        deleted = _purge_one(shelf, Sweep(keep, times), dry, deleted, progress)
+        sweep = Sweep(keep, times)
+        sweep.begin(time.time())
+        pace = Pace(shelf.step_seconds)
+        while sweep.is_under_way:
+            began = time.perf_counter()
+            done = _patient(shelf, sweep, _MOST if dry else pace.rows, dry, is_busy)
+            pace.took(done.deleted, done.seconds)
+            pace.feel(shelf)
+            deleted += done.deleted
+            progress(deleted)
+            if not dry and sweep.is_under_way:
+                time.sleep(pace.rest(time.perf_counter() - began))
     return deleted
 
 
-def _purge_one(
-    shelf: Shelf, sweep: Sweep, dry: bool, deleted: int, progress: Callable[[int], None]
-) -> int:
-    sweep.begin(time.time())
-    pace = Pace(shelf.step_seconds)
-    while sweep.is_under_way:
-        began = time.perf_counter()
-        done = _patient(shelf, sweep, _MOST if dry else pace.rows, dry)
-        pace.took(done.deleted, done.seconds)
-        pace.feel(shelf)
-        deleted += done.deleted
-        progress(deleted)
-        if not dry and sweep.is_under_way:
-            time.sleep(pace.rest(time.perf_counter() - began))
-    return deleted
-
-
-def _patient(shelf: Shelf, sweep: Sweep, rows: int, dry: bool) -> _Done:
+def _patient(
+    shelf: Shelf, sweep: Sweep, rows: int, dry: bool, is_busy: Callable[[Exception], bool]
+) -> _Done:
     """One step, again where somebody else is in the way."""
     for _ in range(_TRIES):
         try:
             return sweep.step(shelf, rows, 0.0, dry)
-        except (pymysql.MySQLError, sqlite3.Error) as error:
-            busy = isinstance(error, sqlite3.Error) and _is_busy(error)
-            if not busy and code_of(error) not in RETRY:
+        except Exception as error:
+            if not is_busy(error):
                 raise
         time.sleep(random.uniform(0.1, 0.5))
     return sweep.step(shelf, rows, 0.0, dry)

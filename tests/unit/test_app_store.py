@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gsmtpd import app
+from gsmtpd import app, app_mysql
 from gsmtpd.config import load
 from gsmtpd.smtp.rules import Rules
 
@@ -25,5 +25,5 @@ def test_a_host_that_is_named_twice_is_one(tmp_path: Path) -> None:
     """Else not all hosts would ever be away, and nothing would be spooled."""
     conf = tmp_path / "gsmtpd.conf"
     conf.write_text("[store]\nbackend = mysql\n[[mysql]]\nhost = db1, db2, db1:3306\n")
-    database = app.make_database(load(str(conf), environ={}))
+    database = app_mysql.make_database(load(str(conf), environ={}))
     assert [str(host) for host in database.hosts] == ["db1:3306", "db2:3306"]

@@ -21,18 +21,13 @@ from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_link import Link, OnMySQL
+from gsmtpd.storage.mysql_retention import mysql_chore, purge_mysql
 from gsmtpd.storage.mysql_shelf import MySQLShelf
 from gsmtpd.storage.partitions import clause
-from gsmtpd.storage.retention import (
-    Retention,
-    Times,
-    mysql_chore,
-    purge_mysql,
-    purge_sqlite,
-    sqlite_chore,
-)
+from gsmtpd.storage.retention import Retention, Times
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.shelf import BEGINNING, Found
+from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
 from tests.servers import MariaDB, wait_for
 

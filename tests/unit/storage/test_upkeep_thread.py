@@ -12,7 +12,8 @@ import pytest
 
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_link import Link, OnMySQL, lock_name
-from gsmtpd.storage.retention import Times, mysql_chore
+from gsmtpd.storage.mysql_retention import mysql_chore
+from gsmtpd.storage.retention import Times
 from gsmtpd.storage.upkeep import Upkeep
 from tests.conftest import make_schema
 from tests.servers import MariaDB, wait_for
