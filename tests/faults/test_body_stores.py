@@ -125,7 +125,7 @@ def test_killed_under_load_and_started_again(start: Callable[..., Kept]) -> None
         before = {row.hash for row, encoding in kept.rows() if encoding == kept.server.name}
         kept.server.kill()
         load.wait_for(200)
-    # All is answered: a body that was put before the kill is in a row by now.
+    # All is answered: what was put before the kill is in a row by now.
     without = kept.rows()
     with Load(kept.daemon.address, kept.ledger, make=to_several) as load:
         load.wait_for(100)
@@ -135,9 +135,9 @@ def test_killed_under_load_and_started_again(start: Callable[..., Kept]) -> None
     encodings = kept.check(gone=True)
     assert before
     assert {*encodings} == {"zlib", kept.server.name}
-    # What is marked as held was put before the kill, and nothing that was put later is gone.
-    last = max(n for n, (_, e) in enumerate(without) if e == kept.server.name)
-    assert any(encoding == "zlib" for _, encoding in without[last + 1 :])
+    assert any(encoding == "zlib" for _, encoding in without)
+    # Nothing that was put later is gone. What was put before the kill may be anywhere in `without`:
+    # of two processes one may wait long for its turn to write.
     found = kept.rows()
     for row, encoding in found[len(without) :]:
         assert kept.whole(row, encoding) is not None
@@ -152,7 +152,7 @@ def test_stopped_under_load_and_continued(start: Callable[..., Kept]) -> None:
         load.wait_for(200)
         with stopped(kept.server):
             load.wait_for(200)
-            assert kept.newest() == "zlib"
+            wait_for(lambda: kept.newest() == "zlib")
         wait_for(lambda: kept.newest() == kept.server.name)
         load.wait_for(100)
     assert {*kept.check()} == {"zlib", kept.server.name}
