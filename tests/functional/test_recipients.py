@@ -473,6 +473,8 @@ def _of(worker: int, daemon: Gsmtpd, answers: Callable[[], list[Any]]) -> list[A
     others = [each for each in daemon.workers if each != worker]
     for other in others:
         os.kill(other, signal.SIGSTOP)
+    # One that is about to stop may still be told of a client, and tell nobody.
+    wait_for(lambda: all(map(_stands_still, others)))
     try:
         return answers()
     finally:
@@ -480,6 +482,12 @@ def _of(worker: int, daemon: Gsmtpd, answers: Callable[[], list[Any]]) -> list[A
             # One that stands still for long, on a machine that crawls, is replaced.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(other, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all its threads are stopped."""
+    states = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state.rpartition(") ")[2].startswith("T") for state in states)
 
 
 @pytest.mark.parametrize("write", [Files.by_rename, Files.in_place], ids=["rename", "in place"])
