@@ -108,21 +108,24 @@ class GroupCommitWriter:
                     self._reading += 1
                 self._unread.put(job)
             else:
-                self._enqueue(job)
+                self._encode(job)
         self._call()
+
+    def _encode(self, job: Job) -> None:
+        """As `_enqueue`; what that cannot do costs this message alone."""
+        try:
+            self._enqueue(job)
+        except Exception:
+            _log.exception("store: unexpected trouble with one message")
+            job.outcome = Outcome.TROUBLE
+            _hand_back([job])
 
     def _enqueue(self, job: Job) -> None:
         """Make what can be made before the transaction, and have it wait for a writer."""
         message = job.message
         at_once = len(message.content) * message.envelope.copies <= ENCODE_AT_ONCE
-        try:
-            letter = self._store.encode(message) if at_once else self._store.read(message)
-        except Exception:
-            _log.exception("store: unexpected trouble with one message")
-            job.outcome = Outcome.TROUBLE
-            _hand_back([job])
-        else:
-            self._waiting.append((job, letter))  # atomic
+        letter = self._store.encode(message) if at_once else self._store.read(message)
+        self._waiting.append((job, letter))  # atomic
 
     def _call(self) -> None:
         """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
@@ -171,7 +174,7 @@ class GroupCommitWriter:
     def _read(self) -> None:
         """What a reader thread does."""
         while (job := self._unread.get()) is not None:
-            self._enqueue(job)
+            self._encode(job)
             del job  # it would be kept until the next one comes
             with self._changed:
                 self._reading -= 1
