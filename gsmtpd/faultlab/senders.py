@@ -187,6 +187,7 @@ class Senders:
                     f"{missing} of {more} mails were not acknowledged in {seconds:g} s"
                 )
             if not self.running:
+                self._see_that_none_failed()  # since the last look
                 raise SendersError("the senders have ended")
             time.sleep(_POLL)
 
