@@ -428,11 +428,16 @@ def test_threads_share_a_store(make, stored, mariadb, schema) -> None:
     acknowledged: list[int] = []
 
     def work(start: int) -> None:
-        for number in range(start, start + 40):
+        until = time.monotonic() + 30
+        for number in range(start, start + 1_000_000):
             if write(store, message(number, recipients=["a", "b"])) == [STORED]:
                 acknowledged.append(number)
+            else:
+                time.sleep(0.05)  # one that is killed as it connects opens the breaker
+            if len(acknowledged) > 120 or time.monotonic() > until:
+                return
 
-    threads = [threading.Thread(target=work, args=(n * 100,)) for n in range(4)]
+    threads = [threading.Thread(target=work, args=(n * 1_000_000,)) for n in range(4)]
     for thread in threads:
         thread.start()
     for _ in range(10):
@@ -440,7 +445,7 @@ def test_threads_share_a_store(make, stored, mariadb, schema) -> None:
         time.sleep(0.01)
     for thread in threads:
         thread.join()
-    assert len(acknowledged) > 100
+    assert len(acknowledged) > 120
     found = Counter(int(row.hash) for row in stored())
     assert {*acknowledged} <= {*found}
     assert {*found.values()} == {2}
