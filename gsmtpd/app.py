@@ -34,6 +34,7 @@ from gsmtpd.message.ids import id_maker
 from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
+from gsmtpd.server.carrier import Carrier
 from gsmtpd.server.certificates import Certificates
 from gsmtpd.server.engine import Engine
 from gsmtpd.server.listeners import Listener
@@ -150,10 +151,17 @@ def make_engine(
         first,
         partial(away.__setitem__, Counter.HOSTS_AWAY),
     )
-    writer, drainers = _make_writer(config, database, spools=bool(listeners))
+    carries = bool(listeners) and _carries(config, share)
+    writer, drainers = _make_writer(config, database, bool(listeners), carries)
+    carrier = None
+    if carries and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
+        carrier = Carrier(writer, database.open_lane)
     lookups = make_lookups(config, database)
     pool = SMTPThreadPool(
-        [SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log()) for row in share.rows]
+        [
+            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carrier)
+            for row in share.rows
+        ]
     )
     limits = make_limits(config, len(share.rows))
     new_id = id_maker(time.time())
@@ -188,11 +196,12 @@ def _arm_failpoints() -> None:
 
 
 def _make_writer(
-    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool
+    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool, carries: bool
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
-    spools: False for a process that serves one client, and leaves nobody to empty it.
+    spools: False for a process that serves one client, and leaves nobody to empty it. carries:
+    whether its SMTP thread has one of the connections.
     """
     if database is None:
         return None, []
@@ -206,7 +215,22 @@ def _make_writer(
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))
-    return GroupCommitWriter(store, chosen.mysql.connections), drainers
+    return GroupCommitWriter(store, chosen.mysql.connections - carries), drainers
+
+
+def _carries(config: Config, share: Share) -> bool:
+    """Whether the SMTP thread of a process stores mail by itself, over a connection of its own.
+
+    Not where that would be the only one, nor where mail is looked for or put elsewhere first.
+    """
+    chosen = config.store
+    return (
+        chosen.backend == "mysql"
+        and chosen.mysql.connections > 1
+        and chosen.body.backend == "none"
+        and chosen.dedupe_window is None
+        and len(share.rows) == 1
+    )
 
 
 def keep_times(config: Config) -> Times:

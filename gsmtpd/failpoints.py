@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from gsmtpd.maillog import MailLog
+from gsmtpd.server.carrier import Carrier
 from gsmtpd.server.connection import Connection
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.smtp.framing import DataReader
 from gsmtpd.smtp.transaction import Transaction
 from gsmtpd.storage import writer
 from gsmtpd.storage.mysql import MySQLStore
+from gsmtpd.storage.mysql_lane import MySQLLane
 from gsmtpd.storage.mysql_pool import SteadyDBConnection
 from gsmtpd.storage.mysql_table import MailTable
 from gsmtpd.storage.spool import Spool
@@ -44,13 +46,13 @@ STEPS = {
     "dot": "the message is whole",
     "queued": "it waits for a writer thread",
     "encoded": "what can be made before the transaction is made",
-    "taken": "a writer thread has taken its batch",
+    "taken": "a thread that writes has taken its batch",
     "before_begin": "the transaction has not begun",
     "after_begin": "it has begun (MySQL)",
-    "between_inserts": "one row of it is inserted (MySQL; rows are inserted one by one then)",
+    "between_inserts": "one row of it is made (MySQL; rows are inserted one by one then)",
     "before_commit": "all rows are inserted (MySQL)",
     "committed": "the COMMIT is acknowledged",
-    "handed_back": "the SMTP threads have been told",
+    "handed_back": "the SMTP threads have been told (where one stores it itself: and reply)",
     "before_reply": "the reply is not made yet",
     "replied": "the reply is sent",
     "logged": "the mail log is written",
@@ -78,7 +80,12 @@ def arm(directory: str) -> None:
         _around(store, "_transaction", passed, before="before_begin", after="committed")
     _around(SteadyDBConnection, "begin", passed, after="after_begin")
     _around(SteadyDBConnection, "commit", passed, before="before_commit")
+    _around(Carrier, "_begin", passed, before="taken")
+    _around(MySQLLane, "write", passed, before="before_begin", after="after_begin")
+    _around(MySQLLane, "_commit", passed, before="before_commit")
+    _around(MySQLLane, "done", passed, before="committed")
     _around(writer, "_hand_back", passed, after="handed_back")
+    _around(Carrier, "_committed", passed, after="handed_back")
     _around(Connection, "_answer_message", passed, before="before_reply")
     _around(Connection, "finished", passed, after="replied")
     _around(MailLog, "flush", passed, after="logged")

@@ -214,12 +214,24 @@ class Passage:
         self._watch()
 
     def _pump(self) -> None:
-        for end, take in ((self._client, self._from_client), (self._server, self._from_server)):
-            while end is not None and not self.stops and not self._closed:
-                piece = end.splitter.next()
-                if piece is None:
-                    break
-                take(piece)
+        while self._pass_on(self._client, self._from_client) or self._pass_on(
+            self._server, self._from_server
+        ):
+            pass
+
+    def _pass_on(self, end: _End | None, take: Callable[[Piece], None]) -> bool:
+        """Take the next piece of what `end` said; whether there was one."""
+        if end is None or self.stops or self._closed:
+            return False
+        # A client may say several things at once. Each waits for the answer to the one before, as
+        # the server takes them, so that a point is the same for all clients.
+        if end is self._client and end.splitter.whole and not self._answered:
+            return False
+        piece = end.splitter.next()
+        if piece is None:
+            return False
+        take(piece)
+        return True
 
     def _flush(self) -> None:
         for end in (self._client, self._server):
@@ -311,6 +323,7 @@ class Passage:
             sequence = self._client.splitter.sequence + 1  # servers count on from the question
             self._client.outbox += packets.error(*self._refusal, sequence)
         self._rolling_back, self._refusal, self._inserts = False, None, 0
+        self._answered = True
 
     def _answer(self, piece: Piece) -> None:
         """The first packet of an answer."""

@@ -294,5 +294,9 @@ class Gsmtpd(Server):
         wait_for(lambda: "thread MainThread" in self.log.read_text()[before:])
         return self.log.read_text()[before:]
 
+    def wait_for_lane(self) -> None:
+        """Wait until each worker stores mail in MySQL from its SMTP thread. Raises NotYetError."""
+        wait_for(lambda: self.dump().count("a lane is open") == len(self.workers))
+
     def last_words(self) -> str:
         return "\n".join(filter(None, [tail(self.output), tail(self.log)]))

@@ -24,6 +24,7 @@ from gsmtpd.server.overload import Overloads
 from gsmtpd.smtp import reply
 
 if TYPE_CHECKING:
+    from gsmtpd.server.carrier import Carrier
     from gsmtpd.server.client import Client, Leave
     from gsmtpd.server.connection import Connection
     from gsmtpd.server.tcp import SMTPServer
@@ -43,11 +44,14 @@ class SMTPThread(threading.Thread):
     """One thread of the pool.
 
     counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
+    carrier: what it stores mail by itself with; without one the store's threads do it.
     now: monotonic seconds, as of this round. overloads: what it has not enough of. overfull:
     whether its sessions buffer more than they may.
     """
 
-    def __init__(self, name: str, counters: memoryview, maillog: MailLog) -> None:
+    def __init__(
+        self, name: str, counters: memoryview, maillog: MailLog, carrier: Carrier | None = None
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
@@ -63,6 +67,7 @@ class SMTPThread(threading.Thread):
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._arrived: list[Job] = []  # messages for `_writer`
         self._writer: GroupCommitWriter | None = None
+        self._carrier = carrier
         self._connections: dict[int, Client] = {}
         self._servers: list[SMTPServer] = []
         self._listeners: dict[int, SMTPServer] = {}  # those of them that are accepted for
@@ -189,6 +194,25 @@ class SMTPThread(threading.Thread):
             except Exception:
                 for job in arrived:
                     self._fault(job.context)  # type: ignore[arg-type]
+        if self._carrier is not None:
+            self._carrier.carry()
+
+    def finished(self, job: Job) -> None:
+        """The store is done with `job`."""
+        connection: Connection = job.context  # type: ignore[assignment]
+        try:
+            connection.finished(job)
+        except Exception:
+            self._fault(connection)
+
+    def watch_descriptor(self, fd: int, before: int, interest: int) -> None:
+        """Have the carrier told of `interest` in its lane's `fd`; before: what it was told of."""
+        if not before:
+            self._epoll.register(fd, interest)
+        elif interest:
+            self._epoll.modify(fd, interest)
+        else:
+            self._epoll.unregister(fd)
 
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
@@ -224,8 +248,12 @@ class SMTPThread(threading.Thread):
         """Serve until `stop`."""
         poll = self._epoll.poll
         connections = self._connections
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.start(self)
         while self._running:
-            events = poll(max(0.0, self._next_sweep - self.now), MAX_EVENTS)
+            until = self._next_sweep if carrier is None else min(self._next_sweep, carrier.due)
+            events = poll(max(0.0, until - self.now), MAX_EVENTS)
             self.now = self._round_began = time.monotonic()
             self._handshakes = 0
             for number, (fd, event) in enumerate(events, 1):
@@ -240,6 +268,8 @@ class SMTPThread(threading.Thread):
                         self._fault(connection)
                 elif fd == self._wakeup:
                     self._read_inbox()
+                elif carrier is not None and fd == carrier.fd:
+                    carrier.ready()
                 elif fd in self._listeners:
                     self._accept(fd)
                 if not number % LOOK_UP:
@@ -286,11 +316,7 @@ class SMTPThread(threading.Thread):
                 except Exception:
                     _log.exception("fault in an SMTP thread")
                 continue
-            connection: Connection = item.context  # type: ignore[assignment]
-            try:
-                connection.finished(item)
-            except Exception:
-                self._fault(connection)
+            self.finished(item)
 
     def _sweep(self) -> None:
         self._next_sweep = self.now + SWEEP
@@ -308,6 +334,8 @@ class SMTPThread(threading.Thread):
             server.service_actions()
         for fd in self._listeners:
             self._accept(fd)  # another process may have died with the wake-up for a client
+        if self._carrier is not None:
+            self._carrier.look()
         self.overloads.look()
 
     def _fault(self, connection: Client) -> None:
@@ -321,6 +349,8 @@ class SMTPThread(threading.Thread):
     def _close_all(self) -> None:
         for connection in list(self._connections.values()):
             connection.close()
+        if self._carrier is not None:
+            self._carrier.close()
         self.maillog.flush()
 
     def close(self) -> None:

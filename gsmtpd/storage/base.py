@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -108,3 +108,45 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give back connections; the store may not be used afterwards."""
+
+
+class Lane(Protocol):
+    """One connection of a store, over which one thread writes batches without waiting.
+
+    unsent: whether it is to be told when there is room to send; else when answers have come.
+    What any method raises ends it: `give_up`, then its batch goes to `Store.write` as it is.
+    """
+
+    @property
+    def unsent(self) -> bool: ...
+
+    def fileno(self) -> int:
+        """The descriptor to watch."""
+
+    def fits(self) -> bool:
+        """Whether it is of use still; if not, another should be opened."""
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether `letter` can be stored this way."""
+
+    def write(self, letters: Sequence[Letter]) -> None:
+        """Begin to store what it `takes`, in one transaction."""
+
+    def go_on(self) -> bool:
+        """Send and hear what can be; True once the batch is committed. Then: `done`."""
+
+    def done(self) -> None:
+        """Another batch may come."""
+
+    def check_time(self, now: float) -> None:
+        """Raises where an answer takes too long. now: monotonic seconds."""
+
+    def give_up(self, error: Exception) -> None:
+        """Close it for `error`, wherever its batch is."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+OpenLane = Callable[[], Lane | None]
+"""Opens a lane, or None where none will ever be had. Raises StoreError, and may block."""

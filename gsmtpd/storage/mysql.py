@@ -38,6 +38,7 @@ from gsmtpd.storage.mysql_connection import (
     ROLLED_BACK,
     STALE,
     Database,
+    Host,
     close,
     code_of,
     driver,
@@ -52,6 +53,7 @@ from gsmtpd.storage.mysql_doubt import (
     session_of,
 )
 from gsmtpd.storage.mysql_hosts import Hosts, OnAway
+from gsmtpd.storage.mysql_lane import MySQLLane, open_lane
 from gsmtpd.storage.mysql_look import check_settings, read_columns
 from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
 from gsmtpd.storage.mysql_query import Queries
@@ -107,6 +109,8 @@ class MySQLStore:
         self._beside = Beside(database.table, warn)
         self._said_as_it_is = False
         self._doubts = Doubts(database.table, self._ask)
+        # Batches of lanes whose COMMIT is in doubt, by the id of their first message.
+        self._in_doubt: dict[str, Ambiguous] = {}
         self._queries = Queries(database, max(1, lookups), self._hosts)
         # No ping, no reset: each costs a round trip per batch. A dead connection shows at BEGIN,
         # and a rollback that fails lets DBUtils connect again.
@@ -150,6 +154,8 @@ class MySQLStore:
 
     def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction."""
+        if self._in_doubt and (lost := self._in_doubt.pop(letters[0].message.id, None)):
+            return self._settle(letters, lost)
         try:
             self._write(letters)
         except Ambiguous as doubt:
@@ -158,6 +164,34 @@ class MySQLStore:
             return self._after_error(letters, error)
         self._health.well()
         return [Outcome.STORED] * len(letters)
+
+    def open_lane(self) -> MySQLLane | None:
+        """A connection for one thread that must not wait; None if that is not enough here.
+
+        A batch that it gives up goes, as it is, to `write`. Raises StoreError.
+        """
+        try:
+            connection = self._hosts.connect()
+            try:
+                table = self._known_table(connection)
+                if not self._beside.comes_behind:
+                    size, current, well = self._statement_bytes, self._is_current, self._health.well
+                    return open_lane(
+                        connection, table, size, self._beside, current, well, self._doubt
+                    )
+            except BaseException:
+                close(connection)
+                raise
+        except (pymysql.MySQLError, OSError) as error:
+            raise store_error(error, self._database) from error
+        close(connection)
+        return None
+
+    def _is_current(self, host: Host, table: MailTable) -> bool:
+        return table is self._table and not self._hosts.leaves(host)
+
+    def _doubt(self, letters: Sequence[Letter], doubt: Ambiguous) -> None:
+        self._in_doubt[letters[0].message.id] = doubt
 
     def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
         """All rows of the messages that may be one of `keys`, received since that Unix time.

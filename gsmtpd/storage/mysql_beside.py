@@ -118,12 +118,24 @@ class Beside:
     def write(self, cursor: Any, letters: Sequence[Letter]) -> None:
         """Write what belongs to `letters`, whose rows have been inserted in this transaction."""
         if self._keeps_attachments:
-            with_some = [letter for letter in letters if letter.reading.body.attachments]
+            with_some = [letter for letter in letters if self.asks(letter)]
             for first in range(0, len(with_some), _ROWS_AT_ONCE):
                 self._write_attachments(cursor, with_some[first : first + _ROWS_AT_ONCE])
-        if self._keeps_received:
-            # A row of its own, that no other writer wants; see counter.py for what becomes of it.
-            cursor.execute(f"INSERT INTO `gm2_received` (`messages`) VALUES ({len(letters)})")
+        for statement in self.statements(len(letters)):
+            cursor.execute(statement)
+
+    @property
+    def comes_behind(self) -> bool:
+        """Whether something is written behind the COMMIT."""
+        return self._counts_itself
+
+    def asks(self, letter: Letter) -> bool:
+        """Whether `write` asks the database for something, where `letter` is stored."""
+        return self._keeps_attachments and bool(letter.reading.body.attachments)
+
+    def statements(self, messages: int) -> list[str]:
+        """What `write` executes for so many messages of which it `asks` nothing."""
+        return [_received(messages)] if self._keeps_received else []
 
     def _write_attachments(self, cursor: Any, letters: Sequence[Letter]) -> None:
         # Asked for, instead of reckoned from LAST_INSERT_ID(): that is right for no setting of
@@ -174,6 +186,11 @@ class Beside:
         except (pymysql.MySQLError, OSError):
             with self._lock:
                 self._uncounted += messages
+
+
+def _received(messages: int) -> str:
+    # A row of its own, that no other writer wants; see counter.py for what becomes of it.
+    return f"INSERT INTO `gm2_received` (`messages`) VALUES ({messages})"
 
 
 def _values(mail_id: int, attachments: Sequence[Attachment]) -> Iterator[str]:

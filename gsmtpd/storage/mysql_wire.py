@@ -55,18 +55,17 @@ class Connection(pymysql.connections.Connection):
         octets behind `length_of` them, or a number in the server's own form. types: of the
         parameters of a row.
         """
-        statement = self.statements.get(sql)
-        if statement is None:
-            statement = self.statements[sql] = self._prepare(sql)
-        head = b"".join((statement, _TYPES_FOLLOW, types * len(rows)))
-        size = 1 + len(head) + sum(map(len, rows))
-        if size < MAX_PACKET_LEN:
-            self._send_packet([struct.pack("<iB", size, COMMAND.COM_STMT_EXECUTE), head, *rows])
+        statement = self.statements.get(sql) or self.prepare(sql)
+        packet = execution(statement, types, rows)
+        if packet is not None:
+            self._send_packet(packet)
         else:
-            self._execute_command(COMMAND.COM_STMT_EXECUTE, b"".join((head, *rows)))
+            values = (statement, _TYPES_FOLLOW, types * len(rows), *rows)
+            self._execute_command(COMMAND.COM_STMT_EXECUTE, b"".join(values))
         self._read_query_result()
 
-    def _prepare(self, sql: bytes) -> bytes:
+    def prepare(self, sql: bytes) -> bytes:
+        """Prepare a statement; what its executions begin with. Raises pymysql.err.Error."""
         self._execute_command(COMMAND.COM_STMT_PREPARE, sql)
         found = self._read_packet().get_all_data()
         number, columns, parameters = struct.unpack_from("<xIHH", found)
@@ -75,7 +74,8 @@ class Connection(pymysql.connections.Connection):
                 for _ in range(each + 1):  # their definitions, and EOF
                     self._read_packet()
         nulls = bytes((parameters + 7) // 8)  # none of them is NULL
-        return struct.pack("<I", number) + _EXECUTED_ONCE + nulls
+        made = self.statements[sql] = struct.pack("<I", number) + _EXECUTED_ONCE + nulls
+        return made
 
     def _send_packet(self, parts: Sequence[bytes]) -> None:
         """Send a packet as it is, without copying it into one piece."""
@@ -93,6 +93,24 @@ class Connection(pymysql.connections.Connection):
         self._next_seq_id = 1
 
 
+def execution(statement: bytes, types: bytes, rows: Sequence[bytes]) -> list[bytes] | None:
+    """The packet that executes what `Connection.prepare` gave, in parts; see Connection.execute.
+
+    None where it is too big for one packet.
+    """
+    head = b"".join((statement, _TYPES_FOLLOW, types * len(rows)))
+    size = 1 + len(head) + sum(map(len, rows))
+    if size >= MAX_PACKET_LEN:
+        return None
+    return [struct.pack("<iB", size, COMMAND.COM_STMT_EXECUTE), head, *rows]
+
+
+def query(sql: str) -> bytes:
+    """The packet that has a short statement executed as it is."""
+    octets = sql.encode()
+    return struct.pack("<iB", 1 + len(octets), COMMAND.COM_QUERY) + octets
+
+
 class TimedSocket(socket.socket):
     """A blocking socket whose sends and receives are bounded in time by the kernel.
 
@@ -108,21 +126,21 @@ class TimedSocket(socket.socket):
         try:
             return super().recv_into(*arguments)
         except BlockingIOError as error:
-            raise self._too_late() from error
+            raise self.too_late() from error
 
     def sendall(self, *arguments: Any) -> None:
         """As in socket. Raises TimeoutError."""
         try:
             super().sendall(*arguments)
         except BlockingIOError as error:
-            raise self._too_late() from error
+            raise self.too_late() from error
 
     def send_all(self, parts: Sequence[bytes]) -> None:
         """Send `parts`, of which the system takes some 1,000 at once. Raises TimeoutError."""
         try:
             sent = self.sendmsg(parts)
         except BlockingIOError as error:
-            raise self._too_late() from error
+            raise self.too_late() from error
         if sent < sum(map(len, parts)):
             self.sendall(memoryview(b"".join(parts))[sent:])
 
@@ -134,7 +152,8 @@ class TimedSocket(socket.socket):
         ):
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
 
-    def _too_late(self) -> TimeoutError:
+    def too_late(self) -> TimeoutError:
+        """Have what is unsent dropped by close(), and tell of it; the error to be raised."""
         # Nobody waits any more, so close() is to drop what was not acknowledged. The kernel would
         # send it for minutes, and a COMMIT that arrives behind a network's trouble would store
         # what was stored by another connection meanwhile.

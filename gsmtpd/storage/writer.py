@@ -66,6 +66,9 @@ class Job:
         self.outcome: Result | None = None  # None until it is known
 
 
+Batch = list[tuple[Job, Letter]]
+
+
 class GroupCommitWriter:
     """Writes messages to a store from `threads` threads. Start it behind the fork."""
 
@@ -82,6 +85,10 @@ class GroupCommitWriter:
         self._waiting: deque[tuple[Job, Letter]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
+        # Wakes the thread that takes batches with `claim`; None: writer threads do it all.
+        self.wake_carrier: Callable[[], None] | None = None
+        self._carrying = False  # it has claimed one
+        self._given_up: deque[Batch] = deque()  # what it left to writer threads
         self._busy_until = 0.0  # monotonic seconds
         self._called = False  # a writer was woken and has not looked yet
         self._helped = False  # a further writer may take what waits, however little
@@ -130,11 +137,47 @@ class GroupCommitWriter:
     def _call(self) -> None:
         """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
         waiting = len(self._waiting)
-        idle = waiting and not self._writing and not self._called
+        idle = waiting and not self._writing and not self._called and not self.wake_carrier
         if idle or waiting >= SECOND_WRITER_FROM:
             with self._changed:
                 self._called = True
                 self._changed.notify()
+
+    def claim(self) -> Batch:
+        """What the carrier shall write, which is what waits if nobody writes; for its thread.
+
+        Followed by `release`, but where it is nothing.
+        """
+        if not self._waiting:
+            return []
+        with self._changed:
+            if self._writing:
+                return []
+            self._writing += 1
+            self._carrying = True
+        batch = self._take()
+        if not batch:
+            self.release()
+        return batch
+
+    def release(self) -> None:
+        """Nothing of what was claimed is the carrier's any more."""
+        with self._changed:
+            self._writing -= 1
+            self._carrying = False
+            if self._given_up or self._stopped:
+                self._changed.notify_all()
+
+    def leave(self, batch: Batch) -> None:
+        """Have a writer thread store what the carrier has claimed and not stored."""
+        with self._changed:
+            self._given_up.append(batch)
+            self._changed.notify()
+
+    def carry_no_more(self) -> None:
+        """There is no carrier (any more): writer threads do it all."""
+        self.wake_carrier = None
+        self._call()
 
     def poke(self) -> None:
         """Let a further writer take what waits behind a slow commit. Call it about every second."""
@@ -149,9 +192,10 @@ class GroupCommitWriter:
         return len(self._waiting) + self._reading
 
     def __str__(self) -> str:
+        lane = "; a lane is open" if self.wake_carrier else ""
         return (
             f"messages that wait for a writer: {self.waiting};"
-            f" writers at work: {self._writing} of {len(self._threads)}"
+            f" writers at work: {self._writing} of {len(self._threads)}{lane}"
         )
 
     def stop(self, timeout: float) -> bool:
@@ -179,6 +223,8 @@ class GroupCommitWriter:
             with self._changed:
                 self._reading -= 1
             self._call()
+            if (wake := self.wake_carrier) is not None:
+                wake()
 
     def _run(self, number: int) -> None:
         if number == 0:
@@ -186,12 +232,16 @@ class GroupCommitWriter:
         while True:
             with self._changed:
                 while not self._may_write():
-                    if self._stopped:
+                    if self._stopped and not self._carrying:
                         return
                     self._changed.wait()
                 self._helped = False
                 self._writing += 1
+                given_up = self._given_up.popleft() if self._given_up else None
             try:
+                if given_up is not None:
+                    self._write(given_up)
+                    continue
                 if self._clock() < self._busy_until and not self._stopped:
                     time.sleep(GATHER)
                 if self._write(self._take()) >= GATHER_FROM:
@@ -201,14 +251,20 @@ class GroupCommitWriter:
             finally:
                 with self._changed:
                     self._writing -= 1
+                if self._waiting and (wake := self.wake_carrier) is not None:
+                    wake()
 
     def _may_write(self) -> bool:
         """Whether one more writer is worth its commit."""
         self._called = False
+        if self._given_up:
+            return True
         waiting = len(self._waiting)
         if not waiting:
             return False
-        return not self._writing or waiting >= SECOND_WRITER_FROM or self._helped or self._stopped
+        if waiting >= SECOND_WRITER_FROM or self._helped or self._stopped:
+            return True
+        return not self._writing and not self.wake_carrier
 
     def _prepare(self) -> None:
         """Look at the store before the first mail comes, again and again until it can be used."""
@@ -224,7 +280,7 @@ class GroupCommitWriter:
                 if not self._waiting and not self._stopped:
                     self._changed.wait(_PREPARE_AGAIN)
 
-    def _write(self, batch: list[tuple[Job, Letter]]) -> int:
+    def _write(self, batch: Batch) -> int:
         """How many messages it held. Nobody else keeps the batch, so that its memory is free."""
         if not batch:
             return 0
@@ -239,9 +295,9 @@ class GroupCommitWriter:
         _hand_back([job for job, _ in batch])
         return len(batch)
 
-    def _take(self) -> list[tuple[Job, Letter]]:
+    def _take(self) -> Batch:
         """The next batch; what has waited too long goes back unwritten."""
-        batch: list[tuple[Job, Letter]] = []
+        batch: Batch = []
         expired: list[Job] = []
         rows = size = 0
         oldest = self._clock() - GIVE_UP_AFTER

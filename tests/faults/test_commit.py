@@ -17,21 +17,31 @@ from tests.servers import Gsmtpd, MariaDB, mysql_store
 
 
 class Way(NamedTuple):
-    """gsmtpd, which reaches its database through the proxy only."""
+    """gsmtpd, which reaches its database through the proxy only.
+
+    lane: whether the SMTP thread stores mail by itself.
+    """
 
     daemon: Gsmtpd
     proxy: MySQLProxy
     table: MySQLTable
+    lane: bool
+
+    def arm(self, point: Point, action: Action, **more: float) -> None:
+        """Have a fault happen to the next mail, which goes the way it should."""
+        if self.lane:
+            self.daemon.wait_for_lane()
+        self.proxy.arm(point, action, **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def way(mariadb: MariaDB, schema: str) -> Iterator[Way]:
+@pytest.fixture(params=["writer threads", "lane"])
+def way(mariadb: MariaDB, schema: str, request: pytest.FixtureRequest) -> Iterator[Way]:
+    lane = request.param == "lane"
     with MySQLProxy(mariadb.address) as proxy:
-        settings = mysql_store(
-            mariadb, schema, host=f"127.0.0.1:{proxy.port}", **least_rights(mariadb, schema)
-        )
+        host, user = f"127.0.0.1:{proxy.port}", least_rights(mariadb, schema)
+        settings = mysql_store(mariadb, schema, host=host, connections=2 if lane else 1, **user)
         with Gsmtpd(settings) as daemon:
-            yield Way(daemon, proxy, MySQLTable(mariadb, schema))
+            yield Way(daemon, proxy, MySQLTable(mariadb, schema), lane)
 
 
 def least_rights(server: MariaDB, schema: str) -> dict[str, str]:
@@ -52,7 +62,7 @@ def deliver(way: Way, ledger: Ledger, mail: Mail) -> int:
 def test_a_commit_whose_reply_is_lost_is_acknowledged_and_stored_once(way: Way) -> None:
     ledger = Ledger()
     for _ in range(3):
-        way.proxy.arm(Point.COMMIT_REPLY, Action.KILL)
+        way.arm(Point.COMMIT_REPLY, Action.KILL)
         assert deliver(way, ledger, to_several()) == 250
     assert len(way.proxy.happened) == 3
     stored = rows(way.table)
@@ -63,7 +73,7 @@ def test_a_commit_whose_reply_is_lost_is_acknowledged_and_stored_once(way: Way) 
 def test_a_commit_that_never_arrived_is_not_acknowledged_or_done_again(way: Way) -> None:
     ledger = Ledger()
     mail = to_several()
-    way.proxy.arm(Point.BEFORE_COMMIT, Action.KILL)
+    way.arm(Point.BEFORE_COMMIT, Action.KILL)
     while deliver(way, ledger, mail) != 250:
         assert len(ledger.attempts) < 5
     assert len(way.proxy.happened) == 1
@@ -76,7 +86,7 @@ def test_a_connection_cut_while_the_commit_is_carried_out(way: Way) -> None:
     """The server may not be done with it when gsmtpd looks: no answer may be given too early."""
     ledger = Ledger()
     for _ in range(20):
-        way.proxy.arm(Point.BEFORE_COMMIT, Action.CUT)
+        way.arm(Point.BEFORE_COMMIT, Action.CUT)
         assert deliver(way, ledger, to_several()) == 250
     stored = rows(way.table)
     ledger.check(stored)
@@ -85,7 +95,7 @@ def test_a_connection_cut_while_the_commit_is_carried_out(way: Way) -> None:
 
 def test_a_commit_that_arrives_late_does_no_harm(way: Way) -> None:
     ledger = Ledger()
-    way.proxy.arm(Point.BEFORE_COMMIT, Action.HOLD, seconds=1.0)
+    way.arm(Point.BEFORE_COMMIT, Action.HOLD, seconds=1.0)
     assert deliver(way, ledger, to_several()) == 250
     time.sleep(0.2)
     stored = rows(way.table)

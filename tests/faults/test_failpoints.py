@@ -6,6 +6,8 @@ import contextlib
 import time
 from pathlib import Path
 
+import pytest
+
 from gsmtpd.failpoints import STEPS
 from gsmtpd.workers import AT_ONCE
 from tests.accounting import (
@@ -52,10 +54,14 @@ def die_at(daemon: Gsmtpd, load: Load, directory: Path, steps: list[str]) -> Non
     wait_for(lambda: daemon.status()["replaced"] == len(steps))
 
 
-def test_a_worker_dies_at_each_step(mariadb: MariaDB, schema: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("connections", [1, 4], ids=["writer threads", "lane"])
+def test_a_worker_dies_at_each_step(
+    mariadb: MariaDB, schema: str, tmp_path: Path, connections: int
+) -> None:
     ledger = Ledger()
     steps = [step for step in STEPS if step not in IN_THE_SPOOL]
-    settings = mysql_store(mariadb, schema) | {"server": {"processes": 2}}
+    store = mysql_store(mariadb, schema, connections=connections)
+    settings = store | {"server": {"processes": 2}}
     armed = {"GSMTPD_FAILPOINTS": str(tmp_path)}
     with (
         Gsmtpd(settings, variables=armed) as daemon,
@@ -83,7 +89,7 @@ def check(ledger: Ledger, stored: list[Row]) -> None:
 def test_a_step_that_raises_is_a_4xx(mariadb: MariaDB, schema: str, tmp_path: Path) -> None:
     table = MySQLTable(mariadb, schema)
     armed = {"GSMTPD_FAILPOINTS": str(tmp_path)}
-    with Gsmtpd(mysql_store(mariadb, schema), variables=armed) as daemon:
+    with Gsmtpd(mysql_store(mariadb, schema, connections=1), variables=armed) as daemon:
         for step in ("dot", "before_begin", "between_inserts", "before_commit"):
             passed = put(tmp_path, step, "raise")
             mail = with_token(recipients=["a@example.com", "b@example.com"])
@@ -95,9 +101,30 @@ def test_a_step_that_raises_is_a_4xx(mariadb: MariaDB, schema: str, tmp_path: Pa
     assert count(table) == 3
 
 
-def test_a_step_that_stalls(mariadb: MariaDB, schema: str, tmp_path: Path) -> None:
+def test_a_lane_that_raises_leaves_its_batch_to_others(
+    mariadb: MariaDB, schema: str, tmp_path: Path
+) -> None:
+    table = MySQLTable(mariadb, schema)
     armed = {"GSMTPD_FAILPOINTS": str(tmp_path)}
     with Gsmtpd(mysql_store(mariadb, schema), variables=armed) as daemon:
+        for step in ("before_begin", "after_begin", "between_inserts", "before_commit"):
+            daemon.wait_for_lane()
+            passed = put(tmp_path, step, "raise")
+            mail = with_token(recipients=["a@example.com", "b@example.com"])
+            assert send(daemon.address, mail)[0].code == 250
+            assert not passed.exists(), step
+    assert count(table) == 8
+
+
+@pytest.mark.parametrize("connections", [1, 4], ids=["writer threads", "lane"])
+def test_a_step_that_stalls(
+    mariadb: MariaDB, schema: str, tmp_path: Path, connections: int
+) -> None:
+    armed = {"GSMTPD_FAILPOINTS": str(tmp_path)}
+    settings = mysql_store(mariadb, schema, connections=connections)
+    with Gsmtpd(settings, variables=armed) as daemon:
+        if connections > 1:
+            daemon.wait_for_lane()
         put(tmp_path, "before_commit", "stall 1")
         began = time.monotonic()
         assert send(daemon.address, with_token())[0].code == 250

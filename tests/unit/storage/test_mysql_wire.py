@@ -74,13 +74,13 @@ def write(mariadb: MariaDB, schema: str) -> Iterator[Callable[..., list[Outcome]
 def used(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     """The connections that were prepared on."""
     found = []
-    really = Connection._prepare
+    really = Connection.prepare
 
     def prepare(self: Connection, sql: bytes) -> bytes:
         found.append(self)
         return really(self, sql)
 
-    monkeypatch.setattr(Connection, "_prepare", prepare)
+    monkeypatch.setattr(Connection, "prepare", prepare)
     return found
 
 
