@@ -15,7 +15,7 @@ from scripts.benchlib import goals, growth, plot
 from scripts.benchlib.facts import facts
 from scripts.benchlib.idle import measure_idle
 from scripts.benchlib.options import choices, positive, processes
-from scripts.benchlib.peers import BASELINE, PEERS, USUAL, Builder, Options
+from scripts.benchlib.peers import BASELINE, PEERS, SIZED, SIZED_FAR, USUAL, Builder, Options
 from scripts.benchlib.report import print_report
 from scripts.benchlib.results import Results, WrongFileError, from_files, to_json
 from scripts.benchlib.rounds import Amount, Bench
@@ -76,13 +76,18 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="bench",
         description="How fast is gsmtpd, beside other servers, on this machine and now? Without"
-        " --variants, --grow, --goals, --idle and --starts: the table of servers and scenarios.",
+        " --variants, --sizes, --grow, --goals, --idle, --starts: a table of servers, scenarios.",
         epilog=f"{WORDS}.",
     )
     add = made.add_argument
     add("--quick", action="store_true", help="3 rounds of 600 messages, 4 peers: within a minute")
     add("--table", action="store_true", help="the table, beside what else is asked for")
     add("--variants", action="store_true", help="what log, decode, compress, query and TLS cost")
+    add(
+        "--sizes",
+        action="store_true",
+        help="what processes, threads, connections, a far database do",
+    )
     add("--grow", action="store_true", help="cost over 1 to 1,000 sessions and 1 KB to 10 MB")
     add("--goals", action="store_true", help="all that the goals need; 1 if one is missed")
     add("--idle", type=positive, metavar="N", help="the cost of N idle clients")
@@ -122,7 +127,7 @@ def plan_from(chosen: argparse.Namespace) -> Plan:
         seconds=chosen.wait_seconds or 1,
     )
     peers = chosen.peers or (QUICK_PEERS if quick else USUAL)
-    others = (chosen.variants, chosen.grow, chosen.goals, chosen.idle, chosen.starts)
+    others = (chosen.variants, chosen.sizes, chosen.grow, chosen.goals, chosen.idle, chosen.starts)
     parts: list[Part] = []
     if every or chosen.table or not any(others):
         parts += _table_parts(chosen, peers, amount)
@@ -132,6 +137,8 @@ def plan_from(chosen: argparse.Namespace) -> Plan:
         parts += [
             Part(scenario(name), [BASELINE, *some], amount) for name, some in VARIANTS.items()
         ]
+    if every or chosen.sizes:
+        parts.append(Part(scenario("4k-one"), [BASELINE, *SIZED, *SIZED_FAR], amount))
     goal = every or chosen.goals
     return Plan(
         parts=_merged(parts),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchlib import naive
+from scripts.benchlib.far import Relay
 from scripts.benchlib.stores import MySQLTable, SQLiteTable, Store
 from tests.certificates import Authority
 from tests.servers import Gsmtpd, MariaDB, MissingProgramError, Server, SmtpSink, merge, mysql_store
@@ -127,12 +128,13 @@ def _sqlite(name: str, extra: dict[str, Any]) -> Builder:
     return built
 
 
-def _mariadb(name: str, extra: dict[str, Any]) -> Builder:
+def _mariadb(name: str, extra: dict[str, Any], far: bool = False) -> Builder:
     def built(options: Options, database: Database) -> Peer:
         running = database()
         schema = f"{name.replace('-', '_')}_{next(_numbers)}"
         running.create_database(schema)
-        daemon = _gsmtpd(name, options, mysql_store(running, schema)["store"], extra)
+        where = {"host": f"127.0.0.1:{Relay(running.address).port}"} if far else {}
+        daemon = _gsmtpd(name, options, mysql_store(running, schema, **where)["store"], extra)
         daemon.ctl("init-db", "--apply")
         if "recipients" in extra:
             running.query(ADDRESS_TABLE, database=schema)
@@ -193,3 +195,14 @@ PEERS: dict[str, Builder] = {
     "gsmtpd-mariadb-tls": _mariadb("gsmtpd-mariadb-tls", {}),
 }
 USUAL = [*PEERS][:7]
+_SIZES: dict[str, dict[str, Any]] = {
+    "": {},
+    **{f"-{n}processes": {"server": {"processes": n}} for n in (2, 4)},
+    **{f"-{n}threads": {"server": {"threads": n}} for n in (2, 4)},
+    **{f"-{n}connections": {"store": {"mysql": {"connections": n}}} for n in (1, 2, 8, 16)},
+}
+SIZED = {f"gsmtpd-mariadb{suffix}": extra for suffix, extra in _SIZES.items()}
+SIZED_FAR = {f"gsmtpd-mariadb-far{suffix}": extra for suffix, extra in _SIZES.items()}
+"""gsmtpd as it sizes itself, and with each size set by hand; the database here, or far away."""
+PEERS |= {name: _mariadb(name, extra) for name, extra in SIZED.items()}
+PEERS |= {name: _mariadb(name, extra, far=True) for name, extra in SIZED_FAR.items()}

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from scripts.benchlib import command, goals, growth, naive, plot
+from scripts.benchlib.far import ROUND_TRIP
 from scripts.benchlib.idle import measure_idle
 from scripts.benchlib.latency import Pace, Paced, pace, quantile
 from scripts.benchlib.peers import PEERS, Builder, Naive, Options, Peer
@@ -107,6 +108,17 @@ def test_a_run_from_end_to_end(
     assert bench("--from", file, "--json", again) == 0
     assert capsys.readouterr().out == shown  # what is read gives the same tables and goals
     assert again.read_text() == file.read_text()
+
+
+def test_a_database_far_away(tmp_path: Path, mariadb: MariaDB) -> None:
+    file = tmp_path / "a.json"
+    builders = {name: _with(mariadb, build) for name, build in PEERS.items()}
+    asked = ("--peers", "gsmtpd-mariadb-far", "--scenarios", "4k-one", "--waits", 1)
+    assert bench(*TINY, *asked, "--json", file, builders=builders) == 0
+    results = from_files([file])
+    assert [run.rows for run in results.runs] == [20]
+    (wait,) = results.waits
+    assert wait.p50 > 2 * ROUND_TRIP  # for the INSERT, and for the COMMIT
 
 
 def _with(database: MariaDB, build: Builder) -> Builder:
