@@ -1,13 +1,14 @@
 """How does an SMTP thread store mail by itself? It carries batches over a lane of the store.
 
-No other thread is woken and waited for, which is a third of the time that a commit takes under
-load. The store's writer threads are there for all that a lane does not do, and for what goes wrong.
+No other thread is woken and waited for, and none takes Python's lock. The store's writer threads
+are there for all that a lane does not do, and for what goes wrong.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
@@ -49,9 +50,13 @@ class Carrier:
 
     def _open(self) -> None:
         """Have a lane opened, by a thread that may wait."""
-        if not self._opening:
-            self._opening = True
+        if self._opening:
+            return
+        try:
             threading.Thread(target=self._connect, name="lane", daemon=True).start()
+            self._opening = True
+        except RuntimeError:
+            pass  # no thread is to be had now
 
     def _connect(self) -> None:
         lane: Lane | None = None
@@ -64,7 +69,8 @@ class Carrier:
         else:
             if lane is None:
                 return  # and never will be: `_opening` stays
-        self._thread.call(partial(self._opened, lane))
+        with suppress(OSError):  # the thread has ended meanwhile
+            self._thread.call(partial(self._opened, lane))
 
     def _opened(self, lane: Lane | None) -> None:
         self._opening = False
@@ -88,28 +94,25 @@ class Carrier:
             self.due = now + GATHER
         if self.due == NEVER or self.due <= now:
             self.due = NEVER
-            if batch := self._writer.claim():
-                self._begin(self._lane, batch)
+            self._batch = self._writer.claim()
+            if self._batch:
+                try:
+                    self._begin(self._lane)
+                except Exception as error:
+                    self._lose(error)
 
-    def _begin(self, lane: Lane, batch: Batch) -> None:
+    def _begin(self, lane: Lane) -> None:
         if not lane.fits():
-            self._batch = batch
-            self._lose(ConnectionError("it leads elsewhere now"))
-            return
-        for_others = [each for each in batch if not lane.takes(each[1])]
+            raise ConnectionError("it leads elsewhere now")
+        for_others = [each for each in self._batch if not lane.takes(each[1])]
         if for_others:
+            self._batch = [each for each in self._batch if lane.takes(each[1])]
             self._writer.leave(for_others)
-            batch = [each for each in batch if lane.takes(each[1])]
-        if not batch:
-            self._writer.release()
-            return
-        self._batch = batch
-        try:
-            lane.write([letter for _, letter in batch])
-        except Exception as error:
-            self._lose(error)
-        else:
+        if self._batch:
+            lane.write([letter for _, letter in self._batch])
             self._watch(EPOLLOUT if lane.unsent else EPOLLIN)
+        else:
+            self._writer.release()
 
     def ready(self) -> None:
         """The lane can be heard, or takes more."""
@@ -140,13 +143,13 @@ class Carrier:
         lane = self._lane
         if lane is None:
             self._open()
-        elif not self._batch and not lane.fits():
-            self._lose(ConnectionError("it leads elsewhere now"))
-        else:
-            try:
-                lane.check_time(self._thread.now)
-            except Exception as error:
-                self._lose(error)
+            return
+        try:
+            lane.check_time(self._thread.now)
+            if not self._batch and not lane.fits():
+                raise ConnectionError("it leads elsewhere now")
+        except Exception as error:
+            self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         """Do without the lane until another is open."""

@@ -10,6 +10,7 @@ Nothing is prepared, connected to or asked here: `open_lane` has done that.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from gsmtpd.storage.mysql_connection import READ_TIMEOUT, ROLLED_BACK, Host, cod
 from gsmtpd.storage.mysql_doubt import Ambiguous, session_of
 from gsmtpd.storage.mysql_table import ROWS, MailTable
 from gsmtpd.storage.mysql_wire import Connection, execution, query
+
+_log = logging.getLogger(__name__)
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _BEGIN, _COMMIT = query("BEGIN"), query("COMMIT")
@@ -179,6 +182,8 @@ class MySQLLane:
 
     def give_up(self, error: Exception) -> None:
         """Close it for `error`. What becomes of its batch is for MySQLStore.write to find out."""
+        if not isinstance(error, pymysql.MySQLError | OSError):
+            _log.error("store: unexpected trouble with a lane", exc_info=error)
         if self._committing and code_of(error) not in ROLLED_BACK:
             self._on_doubt(self._letters, Ambiguous(error, self._session))
         self.close()
@@ -200,8 +205,8 @@ def open_lane(
     on_doubt: OnDoubt,
 ) -> MySQLLane:
     """A lane over the driver's `connection`; see MySQLLane. Raises OSError, pymysql.err.Error."""
-    # Were BEGIN refused, as a query that is killed, the INSERTs behind it would be committed.
-    connection.autocommit(False)
     for rows in ROWS:
         connection.prepare(table.insert(rows))
+    # Were BEGIN refused, as a query that is killed, the INSERTs behind it would be committed.
+    connection.autocommit(False)
     return MySQLLane(connection, table, limit, beside, current, on_stored, on_doubt)

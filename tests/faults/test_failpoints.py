@@ -113,6 +113,7 @@ def test_a_lane_that_raises_leaves_its_batch_to_others(
             mail = with_token(recipients=["a@example.com", "b@example.com"])
             assert send(daemon.address, mail)[0].code == 250
             assert not passed.exists(), step
+            wait_for(lambda step=step: f"failpoint {step}" in daemon.log.read_text())
     assert count(table) == 8
 
 
