@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gsmtpd.smtp.address import POSTMASTER, Mailbox
 from gsmtpd.smtp.envelope import Envelope
 
-_UNSAFE = re.compile(r"[^\x21-\x27\x2a-\x7e\u00a0-\ud7ff\ue000-\U0010ffff]")
+_UNSAFE = re.compile(r"[\x00-\x20()\x7f-\x9f\ud800-\udfff]")
 _MAX_NAME = 255
 _NAMELESS = "unknown"  # a client whose host has no name by reverse DNS, or nobody has asked
 

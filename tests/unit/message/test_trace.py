@@ -112,6 +112,7 @@ def test_address_literals(ip: str, said: str) -> None:
         ("a (b [192.0.2.9]) by mx", "a??b?[192.0.2.9]??by?mx"),
         ("a\r\nX: y", "a??X:?y"),
         ("a\x00\x1b\x7f\x85\u2028", "a????\u2028"),
+        ("\xa0\ud7ff\ud800\udfff\ue000\U0010ffff", "\xa0\ud7ff??\ue000\U0010ffff"),
         ("", ""),
         ("x" * 300, "x" * 255),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from string import ascii_letters, digits, hexdigits
 
 import pytest
 from hypothesis import example, given, settings
@@ -266,3 +267,39 @@ def test_the_canonical_form_stands(path: str) -> None:
     # Lower case may be longer: İ becomes two characters, Ⱥ three octets of two.
     if len(text.encode()) <= 254 and "İ" not in path:
         assert parse_path(f"<{text}>") == mailbox
+
+
+# Where the sets of characters begin and end, and all below them.
+CHARACTERS = [chr(n) for n in (*range(0x300), 0xD7FF, 0xD800, 0xDC80, 0xDFFF, 0xE000, 0x10FFFF)]
+
+
+def is_wide(character: str) -> bool:
+    """Whether RFC 6531 adds it: beyond the C1 controls, and no half of a pair."""
+    return character >= "\xa0" and not "\ud800" <= character <= "\udfff"
+
+
+@pytest.mark.parametrize(
+    ("path", "ascii_set"),
+    [
+        ("<a{}b@example.com>", "!#$%&'*+/=?^_`{|}~-." + ascii_letters + digits),
+        ('<"{}"@example.com>', "".join(map(chr, {*range(0x20, 0x7F)} - {*b'"\\'}))),
+        ('<"\\{}"@example.com>', "".join(map(chr, range(0x20, 0x7F)))),
+        ("<u@a{}b>", "-._" + ascii_letters + digits),
+        ("<@a{}b:u@example.com>", "-._" + ascii_letters + digits),
+        ("<u@[IPv6:::{}]>", hexdigits),
+    ],
+)
+def test_the_characters_of(path: str, ascii_set: str) -> None:
+    wide = "\\" not in path and "[" not in path
+    for character in CHARACTERS:
+        if character == "@" or (character == ":" and path[1] == "@"):
+            continue  # has a meaning of its own there
+        valid = character in ascii_set or (wide and is_wide(character))
+        assert (parse_path(path.format(character)) is not None) == valid, ascii(character)
+
+
+@pytest.mark.parametrize("text", ["\ud800@b.c", '"\udc80"@b.c', "a@\udfff.c", "a@b.c\ud800"])
+def test_a_surrogate_is_in_no_mailbox(text: str) -> None:
+    assert parse_mailbox(text) is None
+    assert parse_path(f"<{text}>") is None
+    assert parse_domain(text.partition("@")[2] + "\udc80") is None
