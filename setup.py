@@ -56,7 +56,7 @@ setup(
     ],
     entry_points={
         "console_scripts": [
-            "gsmtpd = gsmtpd.cli:main",
+            "gsmtpd = gsmtpd.__main__:main",
             "gsmtpctl = gsmtpd.ctl:main",
             "gsmtpd-faultlab = gsmtpd.faultlab.cli:main",
         ],
