@@ -19,6 +19,18 @@ CONNECT_TIMEOUT = 5  # seconds; PyMySQL has no default for the other two and wou
 READ_TIMEOUT = 15
 WRITE_TIMEOUT = 15
 
+_OPTIONS: dict[str, Any] = {
+    "charset": "utf8mb4",
+    "autocommit": True,
+    "defer_connect": True,
+    # Newer ones of PyMySQL would read all certificates of the system first, for 20 ms, and where
+    # the server has TLS put another socket into the place of ours.
+    "ssl_disabled": True,
+    # Strict: a lax server cuts what is too long and says nothing.
+    "init_command": "SET SESSION sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
+    " innodb_lock_wait_timeout=5",
+}
+
 RETRY = {1205, 1213}  # lock wait timeout, deadlock (also a Galera certification conflict)
 NO_SPACE = {1021, 1114, 28}  # disk full, table full
 READ_ONLY = {1290, 1836, 1792, 1047, 3100}  # this host cannot write now; another may
@@ -75,12 +87,7 @@ def connect_to(
         user=database.user,
         password=database.password,
         database=database.database,
-        charset="utf8mb4",
-        autocommit=True,
-        defer_connect=True,
-        # Strict: a lax server cuts what is too long and says nothing.
-        init_command="SET SESSION sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
-        " innodb_lock_wait_timeout=5",
+        **_OPTIONS,
     )
     connection.to_host = host
     connection.since = time.monotonic()

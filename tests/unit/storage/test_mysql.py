@@ -368,7 +368,11 @@ def kill_all(mariadb: MariaDB, schema: str) -> None:
     """Kill the connections that use the schema."""
     others = "SELECT id FROM information_schema.processlist WHERE db = %s"
     for (number,) in mariadb.query(others, (schema,)):
-        mariadb.query(f"KILL CONNECTION {number}")
+        try:
+            mariadb.query(f"KILL CONNECTION {number}")
+        except pymysql.MySQLError as error:
+            if error.args[0] != 1094:  # it has ended by itself meanwhile
+                raise
 
 
 class BetweenInserts:
