@@ -26,7 +26,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # those that no 
 MANY = "__many__"  # configobj's word for a section of any name
 TRIPLE_QUOTES = ('"""', "'''")
 
-_HEADER = re.compile(r"\s*((?:\[\s*)+)(.*?)((?:\s*\])+)\s*(?:#.*)?$")
+_NAME = r""""\s*\S.*?"|'\s*\S.*?'|[^'"\s].*?"""  # as configobj has it
+_HEADER = re.compile(rf"\s*((?:\[\s*)+)({_NAME})((?:\s*\])+)\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*(".*?"|'.*?'|[^'"=].*?)\s*=\s*(.*)$""")
 _MARKS = re.compile(r"\s*(?:\[\s*)+")
 _MAX_PROBLEMS = 100  # a file with more of them is no configuration

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from configobj import ConfigObj  # type: ignore[import-untyped]
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gsmtpd import config
@@ -987,6 +987,7 @@ def test_no_value_raises_anything_but_config_error(load: Loader, text: str, plac
 
 @FAST
 @given(parts=st.lists(FRAGMENTS, max_size=60))
+@example(parts=["[[", '"', "[DEFAULT]\n", "certificate = /a\n"])
 def test_lines_are_found_where_configobj_finds_keys(parts: list[str]) -> None:
     lines = [line.removesuffix("\r") for line in "".join(parts).split("\n")]
     try:
