@@ -6,6 +6,7 @@ No time is asserted, but that what was made to wait has waited.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sqlite3
 import threading
@@ -279,10 +280,13 @@ def test_idle_clients() -> None:
     assert "3 of 3 idle clients were hung up on" in made.results.failed["impatient"]
 
 
-def test_starts() -> None:
+def test_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    before = dict(os.environ)
     with ExitStack() as stack:
         made = Bench(Options("1"), stack)
         measure_starts(made, ["gsmtpd-null"], 2)
+    assert dict(os.environ) == before
     assert [start.round for start in made.results.starts] == [1, 2]
     assert all(start.seconds > 0 for start in made.results.starts)
     assert not made.results.failed
