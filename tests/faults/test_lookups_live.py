@@ -402,5 +402,5 @@ def test_mail_that_is_thrown_away_needs_no_database(fragile: MariaDB) -> None:
         found = [row for row in rows(table) if row.hash == reply.id]
         ledger.check(found)
         assert len(found) == 1
-        assert len(said(daemon, "result=discarded")) == 4
+        wait_for(lambda: len(said(daemon, "result=discarded")) == 4)
         no_fault(daemon)
