@@ -14,7 +14,7 @@ import pytest
 from tests.accounting import Client, Gone, count, rows, send, table_of, with_token
 from tests.servers import Gsmtpd, free_port, wait_for
 
-FREE_AGAIN = 2.0  # seconds until clients that found no descriptor are served
+FREE_AGAIN = 10.0  # seconds until clients that found no descriptor are served; 2 when at rest
 
 
 @pytest.fixture(autouse=True)
