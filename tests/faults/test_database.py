@@ -31,7 +31,7 @@ from tests.conftest import make_schema
 from tests.faults.locks import insert_lock
 from tests.servers import Gsmtpd, MariaDB, free_port, mysql_store, wait_for
 
-RECOVERY = 5.0  # seconds
+RECOVERY = 20.0  # seconds; few of them where the machine does nothing else
 SCHEMA = "mail"
 
 

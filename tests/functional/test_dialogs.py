@@ -17,7 +17,7 @@ from tests.certificates import Authority
 from tests.dialogs import Dialog, Options, load, names, reply_lines
 from tests.servers import Gsmtpd, tls_section
 
-SECONDS = 5.0  # for any one reply
+SECONDS = 20.0  # for any one reply
 QUIET = 0.05  # seconds without a reply that count as silence
 GREETING = b"220 mx.example.com ESMTP gsmtpd\r\n"
 

@@ -391,7 +391,7 @@ def test_mail_through_pipes(once: Once) -> None:
     large = (b"x" * 98 + b"\r\n") * 50_000
     with once.pipes() as (client, process):
         client.session(large, b"Subject: second\r\n\r\n")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         assert process.stderr is not None and process.stderr.read() == b""
     table = table_of(once.gsmtpd)
     assert table.query("SELECT ip_addr, size FROM new_mail ORDER BY mail_id") == [
@@ -417,7 +417,7 @@ def test_a_pipe_that_ends_without_quit(once: Once) -> None:
         assert process.stdin is not None
         process.stdin.close()
         assert client.codes() == [250]
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     assert count(table_of(once.gsmtpd)) == 1
 
 
@@ -430,7 +430,7 @@ def test_a_pipe_that_does_not_block(once: Once) -> None:
             assert answers.readline().startswith(b"220")
             os.write(ours[1], b"QUIT\r\n")
             assert answers.read().startswith(b"221")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     for end in ours:
         os.close(end)
 
@@ -451,7 +451,7 @@ def test_the_client_hears_no_log_line(syslog: Syslog) -> None:
     with once.serve(theirs) as process, ours:
         over(ours).session(b"x\r\n")
         assert "result=accepted" in syslog.line()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     once.gsmtpd.close()
 
 
@@ -499,7 +499,7 @@ def test_a_reader_that_leaves(once: Once) -> None:
         process.stdout.close()
         process.stdin.write(b"NOOP\r\n")
         process.stdin.flush()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
 
 def test_a_reader_that_does_not_read() -> None:
@@ -512,7 +512,7 @@ def test_a_reader_that_does_not_read() -> None:
             os.write(theirs, b"x" * 4096)
     os.set_blocking(theirs, True)
     with once.start(subprocess.DEVNULL, theirs, subprocess.DEVNULL) as process:
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     os.close(ours)
     os.close(theirs)
     once.gsmtpd.close()
@@ -524,7 +524,7 @@ def test_a_stop_of_a_session_through_pipes(once: Once) -> None:
         assert process.stdout.readline().startswith(b"220")
         process.terminate()
         assert process.stdout.readline().startswith(b"421 4.3.2 ")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -532,14 +532,14 @@ def test_a_client_that_hangs_up_before_it_is_served(once: Once, host: str) -> No
     ours, theirs = connection(host)
     ours.close()
     with once.serve(theirs) as process:
-        assert process.wait(10) in (0, 2)
+        assert process.wait(30) in (0, 2)
 
 
 def test_a_client_over_ipv6(once: Once) -> None:
     ours, theirs = connection("::1")
     with once.serve(theirs) as process, ours:
         over(ours).session(b"x\r\n")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     assert table_of(once.gsmtpd).query("SELECT ip_addr FROM new_mail") == [("::1",)]
 
 
