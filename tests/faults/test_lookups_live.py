@@ -298,9 +298,9 @@ def test_clients_that_leave(fragile: MariaDB, patient: Gsmtpd) -> None:
 
 
 def test_a_client_is_not_timed_out_for_our_own_waiting(fragile: MariaDB) -> None:
-    settings = with_queries(fragile, limits={"timeout": "1s", "session_timeout": "2s"})
+    settings = with_queries(fragile, limits={"timeout": "3s", "session_timeout": "6s"})
     with (
-        Gsmtpd(settings, before=PATIENCE.format(3)) as daemon,
+        Gsmtpd(settings, before=PATIENCE.format(8)) as daemon,
         stopped(fragile),
         waiting(daemon) as client,
     ):

@@ -120,7 +120,7 @@ def greeted(client: Client) -> bool:
 
 def test_a_client_that_never_reads_its_replies() -> None:
     """It is held back, it costs others nothing, and in the end it is hung up on."""
-    soon = "import gsmtpd.server.client; gsmtpd.server.client.READ_WITHIN = 1.0"
+    soon = "import gsmtpd.server.client; gsmtpd.server.client.READ_WITHIN = 5.0"
     with Gsmtpd(before=soon) as server:
         (worker,) = server.workers
         before = resident(worker)

@@ -337,7 +337,7 @@ def test_a_hostile_helo_in_the_line_of_a_message(reader: Reader) -> None:
 
 
 def test_a_client_that_is_too_slow() -> None:
-    with Gsmtpd({"limits": {"timeout": "300ms"}}) as server, Client(server.address) as client:
+    with Gsmtpd({"limits": {"timeout": "3s"}}) as server, Client(server.address) as client:
         client.hello()
         assert client.reply().code == 421
         wait_for(lambda: "result=closed" in server.log.read_text())
