@@ -28,7 +28,7 @@ from tests.accounting import (
     with_token,
 )
 from tests.conftest import make_schema
-from tests.servers import Gsmtpd, MariaDB, environment, merge, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, environment, freeze, merge, mysql_store, wait_for
 
 SCHEMA = "mail"
 OUR_SIDE = 30.0  # seconds, beside those that are promised, for a machine that is busy
@@ -88,7 +88,7 @@ def stopped(server: MariaDB) -> Iterator[Callable[[], None]]:
     def go_on() -> None:
         os.kill(server.pid, signal.SIGCONT)
 
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield go_on
     finally:

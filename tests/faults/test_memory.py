@@ -28,6 +28,7 @@ from tests.servers import (
     MariaDB,
     forget_peak,
     free_port,
+    freeze,
     merge,
     mysql_store,
     peak,
@@ -313,7 +314,7 @@ def test_what_waits_for_the_store_counts_and_stays() -> None:
             assert send(server.address, with_token())[0].code == 250
             clients = [stack.enter_context(Client(server.address)).hello() for _ in range(24)]
             late = stack.enter_context(Client(server.address)).hello()
-            os.kill(database.pid, signal.SIGSTOP)
+            freeze(database.pid)
             try:
                 for client in clients:
                     if client.begin(with_token()).code == 354:

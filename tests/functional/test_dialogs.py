@@ -15,7 +15,7 @@ import pytest
 from gsmtpd.server.certificates import Pair
 from tests.certificates import Authority
 from tests.dialogs import Dialog, Options, load, names, reply_lines
-from tests.servers import Gsmtpd, tls_section
+from tests.servers import Gsmtpd, freeze, tls_section
 
 SECONDS = 20.0  # for any one reply
 QUIET = 0.05  # seconds without a reply that count as silence
@@ -145,7 +145,7 @@ def test_what_was_sent_before_the_greeting_is_out_of_turn() -> None:
     with Gsmtpd({"store": {"backend": "null"}}) as server:
         workers = server.workers
         for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         with closing(socket.create_connection(server.address, SECONDS)) as client:
             client.sendall(b"HELO client.example.org\r\n")
             for pid in workers:

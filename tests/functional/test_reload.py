@@ -38,7 +38,16 @@ from tests.accounting import (
     with_token,
 )
 from tests.functional.test_daemon import STOP, Daemon, alive
-from tests.servers import Gsmtpd, MariaDB, Settings, environment, free_port, mysql_store, wait_for
+from tests.servers import (
+    Gsmtpd,
+    MariaDB,
+    Settings,
+    environment,
+    free_port,
+    freeze,
+    mysql_store,
+    wait_for,
+)
 
 BACK = 20.0  # seconds in which a dead worker is replaced, on a busy machine
 HOME, ANY = "127.0.0.1", "0.0.0.0"
@@ -694,7 +703,7 @@ def a_worker_that_loops_is_replaced() -> None:
 def a_worker_that_is_stopped_is_replaced() -> None:
     with Gsmtpd(before=HUNG_AFTER) as server:
         [worker] = server.workers
-        os.kill(worker, signal.SIGSTOP)
+        freeze(worker)
         wait_for(lambda: status(server)["workers"][0]["state"] == "silent")
         wait_for(lambda: not alive(worker))
         assert delivered(server) == 250
