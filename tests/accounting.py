@@ -421,7 +421,7 @@ class Load:
         if self._failures:
             raise self._failures[0]
 
-    def wait_for(self, more: int, seconds: float = 30.0) -> None:
+    def wait_for(self, more: int, seconds: float = 60.0) -> None:
         """Wait until `more` further mails were acknowledged. Raises AssertionError."""
         goal = len(self._ledger.acknowledged) + more
         deadline = time.monotonic() + seconds

@@ -10,23 +10,53 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gsmtpd.storage.schema import statements  # noqa: E402
 from tests.accounting import MySQLTable, Table, table_of  # noqa: E402
 from tests.servers import Gsmtpd, MariaDB, MissingProgramError, MissingRightError, mysql_store  # noqa: E402
+from tests.side_by_side import ByFile, in_a_worker, order, turn  # noqa: E402
 
 LACKING = "lacking: "
+UMASK = 0o022
 _numbers = count(1)
+
+# How long an example takes is the machine's affair. In CI hypothesis does so by itself.
+settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calm")
 
 
 def pytest_configure() -> None:
     """SIGTERM ends the tests as ^C does: the servers they started end, too."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """With `-n`: files are divided, not tests."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several tests run at a time their order is not that of the files."""
+    if in_a_worker():
+        order(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """A test begins when it may; until then its time does not run. It leaves no umask behind."""
+    os.umask(UMASK)  # gsmtpd's commands set theirs, here as well
+    if not in_a_worker():
+        return (yield)
+    with turn(item):
+        return (yield)
 
 
 def lacking(what: str) -> None:

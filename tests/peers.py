@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 
 from tests.accounting import Address, Client, Gone
 from tests.servers import (
+    START_SECONDS,
     MissingRightError,
     Server,
     environment,
@@ -254,7 +255,7 @@ class Postfix(Server):
         (self.etc / "main.cf").write_text("".join(lines))
         (self.etc / "master.cf").write_text(MASTER_CF.format(port=self.port))
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self, seconds: float = START_SECONDS) -> None:
         run("postfix", "-c", self.etc, "check").check()  # makes the queue
         super().start(seconds)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ __all__ = [
     "find_program",
     "forget_peak",
     "free_port",
+    "freeze",
     "merge",
     "mysql_store",
     "peak",
@@ -100,6 +102,18 @@ DEBIAN_PACKAGES |= {
     "systemd-socket-activate": "systemd",
     "unshare": "util-linux",
 }
+
+
+def freeze(pid: int) -> None:
+    """Have a process stand still, as SIGSTOP asks for and each of its threads is to obey."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: {*_states(pid)} <= {"T"})
+
+
+def _states(pid: int) -> list[str]:
+    """The state of each thread of a process: T for stopped."""
+    found = Path(f"/proc/{pid}/task").glob("*/stat")
+    return [stat.read_text().rpartition(")")[2].split()[0] for stat in found]
 
 
 class Memcached(Server):

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
@@ -31,8 +32,10 @@ PACKAGES = {
     "umount": "mount",
 }
 """Which Debian package has a program that is named otherwise. Tests add theirs."""
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 POLL_SECONDS = 0.02
+RESERVED_AT_MOST = 64
+_reserved: deque[socket.socket] = deque()
 
 
 class ServerError(Exception):
@@ -65,15 +68,33 @@ def free_port() -> int:
 
     The kernel's own choice (port 0) may be taken as the source port of some client before the
     server binds it, or again when the server restarts; ports below its ephemeral range cannot.
+    Nor does any other process that asks here get it meanwhile, see `_reserve`.
     """
     for _ in range(1000):
         port = random.randrange(20000, 32000)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
+                _reserve(port)
                 probe.bind(("127.0.0.1", port))
                 return port
     raise ServerError("no free port between 20000 and 32000")
+
+
+def _reserve(port: int) -> None:
+    """Keep a port until many others were asked for, or this process ends. Raises OSError if taken.
+
+    It is a name that only one socket of the machine can have, and that leaves no file behind.
+    """
+    sign = socket.socket(socket.AF_UNIX)
+    try:
+        sign.bind(f"\0gsmtpd-faultlab-port-{port}")
+    except OSError:
+        sign.close()
+        raise
+    _reserved.append(sign)
+    if len(_reserved) > RESERVED_AT_MOST:
+        _reserved.popleft().close()
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -152,7 +173,7 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Ask again and again until it is so. Raises NotYetError after `seconds`."""
     if not _wait_until(lambda: bool(condition()), seconds):
         raise NotYetError(f"still not so after {seconds:g} s")

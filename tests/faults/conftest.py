@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import make_schema
 from tests.faults.locks import CASES, Waited, wait
 from tests.servers import MariaDB
+from tests.side_by_side import in_a_worker
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,8 @@ def waits(mariadb: MariaDB) -> Iterator[dict[str, Future[Waited]]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _begin(request: pytest.FixtureRequest) -> None:
-    """Begin the waits early where they will be asked for."""
+    """Begin the waits early where they will be asked for, and it is known by whom."""
+    if in_a_worker():
+        return
     if any("waits" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("waits")

@@ -19,7 +19,7 @@ import pytest
 
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from tests.accounting import FRONT, Ledger, Load, Mail, Row, send, table_of, to_several, with_token
-from tests.servers import Gsmtpd, Memcached, Redis, Settings, wait_for
+from tests.servers import Gsmtpd, Memcached, Redis, Settings, freeze, wait_for
 
 Server = Memcached | Redis
 KINDS: dict[str, Callable[[], Server]] = {"memcached": Memcached, "redis": Redis}
@@ -111,7 +111,7 @@ def test_what_is_there_is_what_was_sent(start: Callable[..., Kept]) -> None:
 @contextlib.contextmanager
 def stopped(server: Server) -> Iterator[None]:
     """Lets the server neither answer nor end."""
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield
     finally:

@@ -29,9 +29,9 @@ from tests.accounting import (
 )
 from tests.conftest import make_schema
 from tests.faults.locks import insert_lock
-from tests.servers import Gsmtpd, MariaDB, free_port, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, free_port, freeze, mysql_store, wait_for
 
-RECOVERY = 5.0  # seconds
+RECOVERY = 20.0  # seconds; few of them where the machine does nothing else
 SCHEMA = "mail"
 
 
@@ -65,7 +65,7 @@ def table(fragile: MariaDB) -> MySQLTable:
 @contextlib.contextmanager
 def stopped(server: MariaDB) -> Iterator[None]:
     """The server takes connections and does nothing more."""
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def test_a_commit_that_outlives_its_worker(tmp_path: Path) -> None:
             wait_for(lambda: not stalled.exists())  # the spool is being emptied
             database.query("SET GLOBAL rpl_semi_sync_master_enabled=1")
             time.sleep(3)  # upkeep commits, too: it is the drainer's COMMIT that is wanted
-            assert database.query(COMMITTING)
+            wait_for(lambda: database.query(COMMITTING))
             for worker in daemon.workers:
                 os.kill(worker, signal.SIGKILL)
             wait_for(lambda: daemon.status()["spool"]["messages"] == 0)

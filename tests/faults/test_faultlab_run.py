@@ -16,6 +16,7 @@ from gsmtpd.faultlab.lab import Plan
 from gsmtpd.faultlab.trial import Job, run
 from tests.servers import MissingRightError, environment
 
+pytestmark = pytest.mark.timeout(1000)
 SECONDS = 900  # that all of it may take; it takes about 75 on two idle cores
 # Not real times: other tests run beside it, and a machine of CI may be slow.
 PROMISE = "60"

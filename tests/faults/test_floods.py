@@ -17,6 +17,7 @@ import pytest
 from tests.accounting import Address, Client, Gone, Reply, send, with_token
 from tests.servers import Gsmtpd, free_port, wait_for
 
+pytestmark = pytest.mark.alone
 MIB = 2**20
 FLOODER, GOOD = "127.0.0.2", "127.0.0.3"
 PER_IP = 10
@@ -85,14 +86,14 @@ def test_who_has_too_many_connections_is_told_so_and_others_are_not(processes: i
                 assert first_word(late).text.startswith(CROWDED)
         assert deliver(server.address, GOOD).code == 250
         assert inside[0].deliver(with_token()).code == 250
-        wait_for(lambda: server.status()["overload"] == ["max_clients_per_ip"], 10)
+        wait_for(lambda: server.status()["overload"] == ["max_clients_per_ip"])
         assert server.status()["crowded"] == 20
         inside[0].close()
         inside[0] = stack.enter_context(let_in(server.address, FLOODER))
         for client in inside:
             client.close()
         assert stack.enter_context(let_in(server.address, FLOODER)).command("NOOP").code == 250
-        wait_for(lambda: server.status()["overload"] == [], 10)
+        wait_for(lambda: server.status()["overload"] == [])
         entered = [line for line in server.log.read_text().splitlines() if FLOODER in line]
         overload = [line for line in entered if "max_clients_per_ip" in line]
         assert 1 <= len(overload) <= 2 * processes, overload
@@ -260,7 +261,7 @@ def test_without_descriptors_it_waits_says_so_once_and_comes_back() -> None:
     with Gsmtpd(before=few) as server, contextlib.ExitStack() as stack:
         send(server.address, with_token())
         clients = [stack.enter_context(Client(server.address)) for _ in range(75)]
-        wait_for(lambda: "file descriptors" in server.status()["overload"], 10)
+        wait_for(lambda: "file descriptors" in server.status()["overload"])
         inside = [client for client in clients if greeted(client)]
         outside = [client for client in clients if client not in inside]
         assert 10 < len(inside) < 60
@@ -276,7 +277,7 @@ def test_without_descriptors_it_waits_says_so_once_and_comes_back() -> None:
         back = time.monotonic() - began
         for client in outside:
             client.close()
-        wait_for(lambda: server.status()["overload"] == [], 10)
+        wait_for(lambda: server.status()["overload"] == [])
         assert send(server.address, with_token())[0].code == 250
         left = trouble(server)
         print(f"\nno descriptors: {100 * share:.1f} % of a CPU; back after {back:.2f} s")

@@ -17,6 +17,7 @@ from tests.hellos import FFDHE8192, X25519, hello, records
 from tests.peers import TLSClient
 from tests.servers import Gsmtpd, free_port, tls_section
 
+pytestmark = pytest.mark.alone
 NAME = "mx.example.com"
 EACH = 300  # connections of each kind
 WITHIN = 5.0  # seconds, which a good client's 250 may take

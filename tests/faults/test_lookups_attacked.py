@@ -23,7 +23,7 @@ from gsmtpd.storage import mysql_connection
 from gsmtpd.storage.mysql import MySQLStore
 from gsmtpd.storage.mysql_connection import Database, Host
 from tests.accounting import Client, Gone, Mail, stuffed, table_of
-from tests.servers import Gsmtpd, MariaDB, environment, merge, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, environment, freeze, merge, mysql_store, wait_for
 
 OUR_SIDE = 30.0  # seconds, beside those that are promised, for a machine that is busy
 OK, UNKNOWN, NOT_SERVED, NO_ANSWER = "250 2.1.5", "550 5.1.1", "550 5.7.1", "451 4.4.3"
@@ -212,7 +212,7 @@ def test_who_waits_with_replies_unread_costs_nothing(mariadb: MariaDB, schema: s
         (worker,) = daemon.workers
         mail, slow = "MAIL FROM:<a@example.org>\r\n", "RCPT TO:<slow@example.com>\r\n"
         burst = mail + "RCPT TO:<postmaster>\r\n" * BURST + "RSET\r\n" + mail + slow
-        os.kill(worker, signal.SIGSTOP)  # so that it gets all at once
+        freeze(worker)  # so that it gets all at once
         client.send(burst.encode())
         wait_for(lambda: unsent(client) == 0)
         os.kill(worker, signal.SIGCONT)

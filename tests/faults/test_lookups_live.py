@@ -28,7 +28,7 @@ from tests.accounting import (
     with_token,
 )
 from tests.conftest import make_schema
-from tests.servers import Gsmtpd, MariaDB, environment, merge, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, environment, freeze, merge, mysql_store, wait_for
 
 SCHEMA = "mail"
 OUR_SIDE = 30.0  # seconds, beside those that are promised, for a machine that is busy
@@ -88,7 +88,7 @@ def stopped(server: MariaDB) -> Iterator[Callable[[], None]]:
     def go_on() -> None:
         os.kill(server.pid, signal.SIGCONT)
 
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
     try:
         yield go_on
     finally:
@@ -298,9 +298,9 @@ def test_clients_that_leave(fragile: MariaDB, patient: Gsmtpd) -> None:
 
 
 def test_a_client_is_not_timed_out_for_our_own_waiting(fragile: MariaDB) -> None:
-    settings = with_queries(fragile, limits={"timeout": "1s", "session_timeout": "2s"})
+    settings = with_queries(fragile, limits={"timeout": "3s", "session_timeout": "6s"})
     with (
-        Gsmtpd(settings, before=PATIENCE.format(3)) as daemon,
+        Gsmtpd(settings, before=PATIENCE.format(8)) as daemon,
         stopped(fragile),
         waiting(daemon) as client,
     ):
@@ -402,5 +402,5 @@ def test_mail_that_is_thrown_away_needs_no_database(fragile: MariaDB) -> None:
         found = [row for row in rows(table) if row.hash == reply.id]
         ledger.check(found)
         assert len(found) == 1
-        assert len(said(daemon, "result=discarded")) == 4
+        wait_for(lambda: len(said(daemon, "result=discarded")) == 4)
         no_fault(daemon)

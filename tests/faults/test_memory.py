@@ -28,6 +28,7 @@ from tests.servers import (
     MariaDB,
     forget_peak,
     free_port,
+    freeze,
     merge,
     mysql_store,
     peak,
@@ -297,7 +298,7 @@ def test_many_big_messages_at_once(way: str) -> None:
             assert client.deliver(with_token()).code == 250
         assert more <= 2 * MAX_MEMORY
         assert count(table_of(server)) == 2 + codes.count("250 2.0.0 ") + len(clients) + 2
-        wait_for(lambda: server.status()["overload"] == [], 10)
+        wait_for(lambda: server.status()["overload"] == [])
         log = server.log.read_text().splitlines()
         told = [line for line in log if "max_memory" in line]
         assert len(told) == 2, told
@@ -313,12 +314,12 @@ def test_what_waits_for_the_store_counts_and_stays() -> None:
             assert send(server.address, with_token())[0].code == 250
             clients = [stack.enter_context(Client(server.address)).hello() for _ in range(24)]
             late = stack.enter_context(Client(server.address)).hello()
-            os.kill(database.pid, signal.SIGSTOP)
+            freeze(database.pid)
             try:
                 for client in clients:
                     if client.begin(with_token()).code == 354:
                         client.send(LINE * 60 + b".\r\n")
-                wait_for(lambda: server.status()["overload"] == ["max_memory"], 10)
+                wait_for(lambda: server.status()["overload"] == ["max_memory"])
                 said = late.command("MAIL FROM:<a@example.org>").text
                 assert said.startswith("452 4.3.1 ")
             finally:

@@ -71,6 +71,7 @@ def stored(database: MariaDB, name: str) -> int:
 
 
 POINTS = [*Point]
+SOON = {"read_timeout": 3, "connect_timeout": 3}  # seconds
 STATEMENTS = [point for point in POINTS if point not in (Point.CONNECT, Point.COMMIT_REPLY)]
 
 
@@ -100,7 +101,7 @@ def test_a_dropped_packet_leaves_a_silent_connection(way: Way, point: Point) -> 
     proxy, database = way
     name = next(names)
     proxy.arm(point, Action.DROP)
-    assert attempt(proxy, name, read_timeout=1, connect_timeout=1) in LOST
+    assert attempt(proxy, name, **SOON) in LOST
     assert stored(database, name) == (2 if point is Point.COMMIT_REPLY else 0)
     assert proxy.connections == 1  # its server knows nothing of the client's end
     assert sessions(database) == (point is not Point.CONNECT)
@@ -126,12 +127,12 @@ def test_a_delayed_packet_comes_late_but_comes(way: Way, point: Point) -> None:
 def test_nothing_passes_a_black_hole_until_it_is_healed(way: Way, point: Point) -> None:
     proxy, database = way
     name = next(names)
-    with client(proxy, read_timeout=1) as other, ThreadPoolExecutor(1) as executor:
+    with client(proxy, **SOON) as other, ThreadPoolExecutor(1) as executor:
         proxy.arm(point, Action.BLACK_HOLE)
         waiting = executor.submit(attempt, proxy, name)
         wait_for(lambda: proxy.happened)
         assert stored(database, name) == (2 if point is Point.COMMIT_REPLY else 0)
-        assert attempt(proxy, next(names), read_timeout=1, connect_timeout=1) in LOST
+        assert attempt(proxy, next(names), **SOON) in LOST
         with pytest.raises(pymysql.MySQLError):
             other.ping(reconnect=False)
         assert not waiting.done()
@@ -147,7 +148,7 @@ def test_a_black_hole_opens_when_told(way: Way) -> None:
         proxy.black_hole()
         name = next(names)
         waiting = executor.submit(transaction, connection, name)
-        assert attempt(proxy, next(names), read_timeout=1, connect_timeout=1) in LOST
+        assert attempt(proxy, next(names), **SOON) in LOST
         assert stored(database, name) == 0
         proxy.heal()
         waiting.result(30)

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -23,25 +22,18 @@ from tests.accounting import (
     to_several,
     with_token,
 )
-from tests.servers import Gsmtpd, mysql_store, wait_for
+from tests.servers import Gsmtpd, freeze, mysql_store, wait_for
 
-BACK = 5.0  # seconds until a killed worker is replaced
+BACK = 20.0  # seconds until a killed worker is replaced, on a busy machine
 
 Kept = tuple[Gsmtpd, Table]
-
-
-def states(pid: int) -> list[str]:
-    """The state of each thread of a process: T for stopped."""
-    found = Path(f"/proc/{pid}/task").glob("*/stat")
-    return [stat.read_text().rpartition(")")[2].split()[0] for stat in found]
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """The process does nothing meanwhile: clients that come are the other worker's."""
-    os.kill(pid, signal.SIGSTOP)
     try:
-        wait_for(lambda: set(states(pid)) == {"T"})
+        freeze(pid)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -21,6 +21,7 @@ from tests.certificates import Authority
 from tests.peers import TLSClient
 from tests.servers import Gsmtpd, free_port, resident, tls_section, wait_for
 
+pytestmark = pytest.mark.alone
 CLIENTS = 2000
 TIMEOUT = 20.0  # seconds, as configured below
 HANDSHAKE, WINDOW, SEND_TIMEOUT = 15.0, 30.0, 30.0  # seconds, as they are fixed

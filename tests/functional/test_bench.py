@@ -30,7 +30,14 @@ from scripts.benchlib.runs import Run, Wait, measure
 from scripts.benchlib.scenarios import Scenario, lines, scenario
 from scripts.benchlib.start import measure_starts
 from scripts.benchlib.stores import SQLiteTable
-from tests.servers import Gsmtpd, MariaDB, MissingProgramError, ServerError, find_program
+from tests.servers import (
+    Gsmtpd,
+    MariaDB,
+    MissingProgramError,
+    ServerError,
+    find_program,
+    wait_for,
+)
 
 ONE = Scenario(4096, many=False, sessions=4)
 MANY = Scenario(4096, many=True, sessions=4)
@@ -226,7 +233,8 @@ def test_tls() -> None:
         assert peer.secure
         run = measure(peer, secure, 20)
         assert isinstance(peer.server, Gsmtpd)
-        assert "TLSv1.3" in peer.server.log.read_text()
+        log = peer.server.log
+        wait_for(lambda: "TLSv1.3" in log.read_text())
     assert run.load_cpu > 0
 
 

@@ -29,7 +29,15 @@ from tests.accounting import (
     with_token,
 )
 from tests.conftest import make_schema
-from tests.servers import Gsmtpd, MariaDB, environment, free_port, mysql_store, wait_for
+from tests.servers import (
+    START_SECONDS,
+    Gsmtpd,
+    MariaDB,
+    environment,
+    free_port,
+    mysql_store,
+    wait_for,
+)
 
 STOP = 30.0  # seconds in which a stop is done
 
@@ -65,7 +73,7 @@ class Daemon(Gsmtpd):
 
     pid_file: Path
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self, seconds: float = START_SECONDS) -> None:
         self.pid_file = self.path / "gsmtpd.pid"
         done = gsmtpd("-c", self.conf, *self.arguments, seconds=seconds)
         assert done.returncode == 0, done.stderr
@@ -277,8 +285,11 @@ def client_between_commands(mariadb: MariaDB, how: signal.Signals) -> None:
         client.hello()
         assert client.command("MAIL FROM:<a@example.org>").code == 250
         os.kill(server.pid, how)
-        time.sleep(0.3)
-        assert client.command("RCPT TO:<b@example.com>").text.startswith("421 4.3.2 ")
+        reply = client.command("RCPT TO:<b@example.com>")
+        while reply.code == 250:  # the signal is on its way
+            time.sleep(0.02)
+            reply = client.command("RCPT TO:<b@example.com>")
+        assert reply.text.startswith("421 4.3.2 ")
         client.close()
         assert server.stop(STOP) == 0
 

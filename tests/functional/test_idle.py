@@ -44,6 +44,7 @@ def test_a_thousand_idle_clients_take_no_thread_and_nobodys_place(processes: int
             assert send(server.address, with_token())[0].code == 250
         pids = server.workers
         assert len(pids) == processes
+        wait_for(lambda: len({threads([pid]) for pid in pids}) == 1)  # all have begun
         before, open_before = threads(pids), descriptors(pids)
         clients = [Client(server.address).hello() for _ in range(IDLE)]
         assert threads(pids) == before

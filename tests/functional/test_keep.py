@@ -145,7 +145,7 @@ def test_whole_hours_go_with_partitions(mariadb: MariaDB, schema: str) -> None:
     settings = merge(SETTINGS, mysql_store(mariadb, schema, partition="hour"))
     with Gsmtpd(settings) as daemon:
         box = Mailbox(daemon, table)
-        wait_for(lambda: "has no partitions by `date`" in daemon.log.read_text(), 20)
+        wait_for(lambda: "has no partitions by `date`" in daemon.log.read_text())
         box.send("old@example.com")
         box.grow_old()
     table.query(
@@ -154,9 +154,9 @@ def test_whole_hours_go_with_partitions(mariadb: MariaDB, schema: str) -> None:
     )
     with Gsmtpd(merge(settings, {"store": {"keep": "1h"}})) as daemon:
         box = Mailbox(daemon, table)
-        wait_for(lambda: box.recipients() == [], 20)
-        wait_for(lambda: box.attached() == 0, 20)
-        wait_for(lambda: made_ahead(table), 20)
+        wait_for(lambda: box.recipients() == [])
+        wait_for(lambda: box.attached() == 0)
+        wait_for(lambda: made_ahead(table))
         box.send("new@example.com")
         assert box.recipients() == ["new@example.com"]
         assert box.recipients("new_mail PARTITION (pmax)") == []

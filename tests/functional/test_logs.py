@@ -9,7 +9,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +29,12 @@ def test_a_log_that_was_renamed_is_made_anew() -> None:
     with Gsmtpd() as server:
         assert mail_goes_in(server)
         server.log.rename(server.path / "old.log")
-        time.sleep(1.1)  # it is looked at once a second
-        assert mail_goes_in(server)
-        wait_for(lambda: server.log.exists() and "result=accepted" in server.log.read_text())
+
+        def is_there() -> bool:  # it is looked at once a second
+            assert mail_goes_in(server)
+            return server.log.exists() and "result=accepted" in server.log.read_text()
+
+        wait_for(is_there)
 
 
 def test_a_reader_of_stderr_that_does_not_read_stops_no_mail() -> None:
@@ -335,7 +337,7 @@ def test_a_hostile_helo_in_the_line_of_a_message(reader: Reader) -> None:
 
 
 def test_a_client_that_is_too_slow() -> None:
-    with Gsmtpd({"limits": {"timeout": "300ms"}}) as server, Client(server.address) as client:
+    with Gsmtpd({"limits": {"timeout": "3s"}}) as server, Client(server.address) as client:
         client.hello()
         assert client.reply().code == 421
         wait_for(lambda: "result=closed" in server.log.read_text())

@@ -201,7 +201,7 @@ def test_tls(sandbox: Path) -> None:
             assert "=== TLS started" in heard
             assert "250 2.0.0 OK: queued as " in heard
         assert table_of(daemon).query("SELECT is_tls FROM new_mail") == [(1,), (1,)]
-        assert daemon.log.read_text().count(" tls=TLSv1.3:TLS_") == 2
+        wait_for(lambda: daemon.log.read_text().count(" tls=TLSv1.3:TLS_") == 2)
 
 
 # --- a balancer ---------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_haproxy(mariadb: MariaDB, schema: str) -> None:
             with smtplib.SMTP(*balancer.address, timeout=60, source_address=here) as client:
                 assert client.sendmail("a@example.org", "b@example.com", MAIL.content) == {}
         for daemon in (first, second):
-            assert "result=accepted" in daemon.log.read_text()
+            wait_for(lambda: "result=accepted" in daemon.log.read_text())  # noqa: B023
         table = MySQLTable(mariadb, schema)
         found = table.query("SELECT ip_addr FROM new_mail ORDER BY ip_addr")
         assert found == [(f"127.0.0.{last}",) for last in range(1, 5)]

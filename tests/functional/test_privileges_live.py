@@ -25,7 +25,7 @@ from gsmtpd.storage.schema import statements
 from tests.accounting import Client, count, send, table_of, with_token
 from tests.functional.test_control_live import AS_NOBODY
 from tests.functional.test_daemon import STOP, Daemon, alive
-from tests.servers import Gsmtpd, Settings, environment, merge, wait_for
+from tests.servers import START_SECONDS, Gsmtpd, Settings, environment, merge, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -106,7 +106,7 @@ class Nobodys(Gsmtpd):
 class NobodysDaemon(Nobodys, Daemon):
     """The same in the background."""
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self, seconds: float = START_SECONDS) -> None:
         self.pid_file = self.path / "gsmtpd.pid"
         done = gsmtpd(self)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -145,7 +145,7 @@ def hup(server: Gsmtpd, said: str) -> str:
     """Send HUP, and wait for a line of the log with `said`."""
     before = len(lines(server, said))
     os.kill(server.pid, signal.SIGHUP)
-    wait_for(lambda: len(lines(server, said)) > before, 10)
+    wait_for(lambda: len(lines(server, said)) > before)
     return lines(server, said)[-1]
 
 
@@ -186,7 +186,7 @@ def test_a_reload_works_behind_the_drop(dropped: NobodysDaemon) -> None:
     dropped.configure({"server": {"processes": 1, "host_name": "new.example"}})
     before = dropped.workers
     hup(dropped, "reloaded ")
-    wait_for(lambda: not set(before) & set(dropped.workers), 10)
+    wait_for(lambda: not set(before) & set(dropped.workers))
     with Client(dropped.address) as client:
         assert client.reply().text.startswith("220 new.example ")
     for pid in dropped.pids():
@@ -216,8 +216,8 @@ def test_an_address_may_change_behind_the_drop() -> None:
 def test_a_worker_that_is_replaced_is_nobody_too(dropped: NobodysDaemon) -> None:
     worker = dropped.workers[0]
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: dropped.workers and worker not in dropped.workers, 5)
-    wait_for(dropped.answers, 5)
+    wait_for(lambda: dropped.workers and worker not in dropped.workers)
+    wait_for(dropped.answers)
     assert_is(dropped.workers[0], nobody().pw_uid, nobody().pw_gid, [nobody().pw_gid])
 
 

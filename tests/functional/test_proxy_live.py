@@ -188,12 +188,13 @@ def test_who_may_not_is_told() -> None:
     with Gsmtpd({"listen": {"mx": {"proxy_from": "192.0.2.1"}}}) as other:
         for header in (v1("192.0.2.7"), v2("192.0.2.7")):
             with Client(other.address) as client:
-                client.send(header)
+                client.send(header + b"\r\nQUIT\r\n")  # it comes before the greeting, or behind
                 texts = []
                 with suppress(Gone):
                     while True:
                         texts.append(client.reply().text)
-                assert texts[-1][:9] in ("554 5.5.0", "550 5.7.1", "500 5.5.2")
+                told = [text for text in texts if not text.startswith("221 ")]
+                assert told[-1][:9] in ("554 5.5.0", "550 5.7.1", "500 5.5.2")
 
 
 def test_a_header_before_tls(tmp_path: Path) -> None:

@@ -38,9 +38,18 @@ from tests.accounting import (
     with_token,
 )
 from tests.functional.test_daemon import STOP, Daemon, alive
-from tests.servers import Gsmtpd, MariaDB, Settings, environment, free_port, mysql_store, wait_for
+from tests.servers import (
+    Gsmtpd,
+    MariaDB,
+    Settings,
+    environment,
+    free_port,
+    freeze,
+    mysql_store,
+    wait_for,
+)
 
-BACK = 5.0  # seconds in which a dead worker is replaced
+BACK = 20.0  # seconds in which a dead worker is replaced, on a busy machine
 HOME, ANY = "127.0.0.1", "0.0.0.0"
 Slow = Callable[[], None]
 
@@ -56,7 +65,7 @@ def reloaded(server: Gsmtpd, settings: Settings) -> None:
     """It takes over `settings` without a complaint, and the old workers go."""
     old = server.workers
     assert reload(server, settings)["problems"] == []
-    wait_for(lambda: not set(old) & set(server.workers), 10)
+    wait_for(lambda: not set(old) & set(server.workers))
 
 
 def status(server: Gsmtpd) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def test_a_client_in_its_message_does_not_notice(server: Gsmtpd) -> None:
         assert states.pop(old) == "leaving"
         assert [*states.values()] == ["serving"]
         assert client.command("QUIT").code == 221
-    wait_for(lambda: old not in server.workers, 10)
+    wait_for(lambda: old not in server.workers)
     assert count(table_of(server)) == before + 3
     assert lines(server, f"worker {old}") == [], "nothing to complain of"
 
@@ -174,7 +183,7 @@ def test_max_recipients(server: Gsmtpd) -> None:
 
 
 def test_timeout(server: Gsmtpd) -> None:
-    reloaded(server, {"limits": {"timeout": "500ms"}})
+    reloaded(server, {"limits": {"timeout": "3s"}})
     with Client(server.address) as client:
         client.hello()
         assert client.reply().code == 421
@@ -276,7 +285,7 @@ def test_counts_go_on(server: Gsmtpd) -> None:
         for _ in range(3):
             assert reload(server, {})["ok"]
             assert delivered(server) == 250
-        wait_for(lambda: status(server)["clients"] == 1, 5)  # the others have just hung up
+        wait_for(lambda: status(server)["clients"] == 1)  # the others have just hung up
         assert status(server)["accepted"] - before["accepted"] == 4
         assert old.deliver(with_token()).code == 250
         for pid in server.workers:
@@ -296,7 +305,7 @@ def test_twenty_reloads_leave_nothing_behind(server: Gsmtpd) -> None:
         return len([*Path(f"/proc/{pid}/fd").iterdir()])
 
     def at_rest() -> list[int]:
-        wait_for(lambda: len(server.workers) == 1, 10)
+        wait_for(lambda: len(server.workers) == 1)
         assert delivered(server) == 250
         return [descriptors(pid) for pid in server.pids()]
 
@@ -309,7 +318,7 @@ def test_twenty_reloads_leave_nothing_behind(server: Gsmtpd) -> None:
         assert reload(server, {})["problems"] == []
     assert knocking.failures == []
     assert knocking.greeted > 20
-    wait_for(lambda: at_rest() == before, 5)  # the last client may still be there
+    wait_for(lambda: at_rest() == before)  # the last client may still be there
 
 
 # --- listeners ------------------------------------------------------------------------------------
@@ -318,7 +327,7 @@ def test_twenty_reloads_leave_nothing_behind(server: Gsmtpd) -> None:
 def greeted(host: str, port: int) -> bool:
     """Whether a client is greeted there. Raises TimeoutError if it is left without a word."""
     try:
-        with socket.create_connection((host, port), 3) as client:
+        with socket.create_connection((host, port), 20) as client:
             return client.recv(512).startswith(b"220 ")
     except (ConnectionRefusedError, ConnectionResetError):
         return False
@@ -331,7 +340,7 @@ def test_a_listener_comes_and_goes(server: Gsmtpd) -> None:
         reloaded(server, two)
         assert greeted(HOME, port)
         reloaded(server, {})
-        wait_for(lambda: not greeted(HOME, port), 10)
+        wait_for(lambda: not greeted(HOME, port))
         reloaded(server, two)
         assert greeted(HOME, port)
     assert knocking.failures == []
@@ -351,8 +360,7 @@ def test_a_listener_that_goes_with_a_client_on_it(server: Gsmtpd) -> None:
     with Client((HOME, port)) as client:
         client.hello()
         assert reload(server, {})["ok"]
-        time.sleep(1)
-        assert not greeted(HOME, port)
+        wait_for(lambda: not greeted(HOME, port))
         assert client.deliver(with_token()).code == 250
         assert reload(server, two)["problems"] == []
         assert greeted(HOME, port)
@@ -375,8 +383,7 @@ def test_from_one_address_to_all_and_back(server: Gsmtpd) -> None:
         for host in (ANY, HOME, ANY):
             answer = reload(server, {"listen": {"mx": {"address": f"{host}:{server.port}"}}})
             assert answer["problems"] == []
-            time.sleep(0.5)
-            assert greeted("127.0.0.2", server.port) is (host == ANY)
+            wait_for(lambda: greeted("127.0.0.2", server.port) is (host == ANY))  # noqa: B023
         assert client.deliver(with_token()).code == 250
     assert knocking.greeted > 20
     # What the kernel had given to the old socket when that was closed is lost to its client.
@@ -422,7 +429,7 @@ def refused(server: Gsmtpd, *problems: str) -> None:
         assert re.search(problem, line), line
     logged = len(lines(server, "reload refused"))
     os.kill(server.pid, signal.SIGHUP)
-    wait_for(lambda: len(lines(server, "reload refused")) == logged + len(problems), 10)
+    wait_for(lambda: len(lines(server, "reload refused")) == logged + len(problems))
     for line, problem in zip(lines(server, "reload refused")[logged:], problems, strict=True):
         assert "level=error" in line
         assert re.search(problem, line.replace('\\"', '"')), line
@@ -567,8 +574,7 @@ def test_a_worker_is_tried_again_when_there_was_no_descriptor(
 BREAKABLE = """
 import os, time, gsmtpd.app, gsmtpd.master, gsmtpd.workers
 made = gsmtpd.app.make_engine
-gsmtpd.master.READY_WITHIN = 1.0
-gsmtpd.workers.HUNG_AFTER = 3
+gsmtpd.master.READY_WITHIN = 5.0
 def make_engine(*arguments):
     if os.path.exists({path!r}):
         how = open({path!r}).read()
@@ -599,7 +605,7 @@ def new_workers_that_die_change_nothing() -> None:
         for how, problem in (
             ("raise", r"worker \d+ ended with exit code 70 after"),
             ("kill", r"worker \d+ ended by SIGKILL"),
-            ("hang", r"its workers did not serve within 1 s"),
+            ("hang", r"its workers did not serve within 5 s"),
         ):
             server.broken.write_text(how)
             port = free_port()
@@ -609,7 +615,7 @@ def new_workers_that_die_change_nothing() -> None:
             [said] = answer["problems"]
             assert re.search(problem, said)
             assert lines(server, f"reload refused, the old configuration stays: {said}")
-            wait_for(lambda: server.workers == before, 5)
+            wait_for(lambda: server.workers == before)
             assert delivered(server) == 250
             assert not greeted(HOME, port)
         server.broken.unlink()
@@ -621,9 +627,9 @@ def a_worker_that_dies_at_once_is_tried_again_more_and_more_rarely() -> None:
     with Breakable() as server:
         [first] = server.workers
         server.broken.write_text("raise")
-        time.sleep(0.6)
+        time.sleep(2)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: lines(server, "starting another in 0.8 s"), 10)
+        wait_for(lambda: lines(server, "starting another in 0.8 s"))
         pauses = [line.rsplit(" in ", 1)[1] for line in lines(server, "starting another in")]
         assert pauses == ['0.1 s"', '0.2 s"', '0.4 s"', '0.8 s"']
         assert len(lines(server, "RuntimeError: broken on purpose")) == 3
@@ -632,7 +638,7 @@ def a_worker_that_dies_at_once_is_tried_again_more_and_more_rarely() -> None:
         assert delivered(server) == 250
         assert status(server)["replaced"] == 4
         # It was well for a while: all is forgotten.
-        time.sleep(0.6)
+        time.sleep(2)
         os.kill(server.workers[0], signal.SIGKILL)
         wait_for(lambda: len(lines(server, "starting another in 0.1 s")) == 2)
 
@@ -642,7 +648,7 @@ def a_reload_cures_workers_that_die() -> None:
     with Breakable() as server:
         server.broken.write_text("raise")
         os.kill(server.workers[0], signal.SIGKILL)
-        wait_for(lambda: lines(server, "starting another in 0.4 s"), 10)
+        wait_for(lambda: lines(server, "starting another in 0.4 s"))
         server.broken.unlink()
         assert reload(server, {})["ok"]
         assert delivered(server) == 250
@@ -656,11 +662,11 @@ def a_dead_worker_is_replaced_at_once() -> None:
             ("KILL", "by SIGKILL (somebody killed it, or the kernel was out of memory)"),
             ("SEGV", "by SIGSEGV"),
         ):
-            time.sleep(0.6)
+            time.sleep(2)
             one, other = server.workers
             os.kill(one, signal.Signals[f"SIG{name}"])
-            wait_for(lambda one=one: one not in server.workers, 5)
-            wait_for(lambda: len(server.workers) == 2, 5)
+            wait_for(lambda one=one: one not in server.workers)
+            wait_for(lambda: len(server.workers) == 2)
             [line] = lines(server, f"worker {one} ended ")
             assert f"ended {words} after " in line
             assert "starting another in 0.1 s" in line
@@ -686,10 +692,10 @@ def a_worker_that_loops_is_replaced() -> None:
     with Gsmtpd(before=LOOPS) as server, Client(server.address) as client:
         [worker] = server.workers
         client.hello().send(b"LOOP\r\n")
-        wait_for(lambda: worker not in server.workers, 10)
+        wait_for(lambda: worker not in server.workers)
         wait_for(lambda: server.answers(), BACK)
         assert lines(server, f"worker {worker} hangs: no sign of life for 3 s")
-        assert lines(server, f"worker {worker} ended by SIGABRT")
+        wait_for(lambda: lines(server, f"worker {worker} ended by SIGABRT"))
         assert "looping_on_purpose" in server.log.read_text()
         assert delivered(server) == 250
 
@@ -697,11 +703,11 @@ def a_worker_that_loops_is_replaced() -> None:
 def a_worker_that_is_stopped_is_replaced() -> None:
     with Gsmtpd(before=HUNG_AFTER) as server:
         [worker] = server.workers
-        os.kill(worker, signal.SIGSTOP)
-        wait_for(lambda: status(server)["workers"][0]["state"] == "silent", 10)
-        wait_for(lambda: not alive(worker), 10)
+        freeze(worker)
+        wait_for(lambda: status(server)["workers"][0]["state"] == "silent")
+        wait_for(lambda: not alive(worker))
         assert delivered(server) == 250
-        assert lines(server, f"worker {worker} ended by SIG")
+        wait_for(lambda: lines(server, f"worker {worker} ended by SIG"))
 
 
 def workers_that_are_well_are_left_alone() -> None:
@@ -719,7 +725,7 @@ def a_killed_master_leaves_nothing_behind() -> None:
     with Gsmtpd({"server": {"processes": 2}}) as server:
         workers = server.workers
         os.kill(server.pid, signal.SIGKILL)
-        wait_for(lambda: not any(map(alive, workers)), 10)
+        wait_for(lambda: not any(map(alive, workers)))
         server.start()
         assert delivered(server) == 250
         assert status(server)["pid"] == server.pid
@@ -763,7 +769,7 @@ def a_session_outlives_many_reloads() -> None:
         for number in range(5):
             assert reload(server, {"server": {"host_name": f"n{number}.example"}})["ok"]
         assert client.deliver(with_token()).code == 250
-        wait_for(lambda: len(server.workers) == 2, 10)
+        wait_for(lambda: len(server.workers) == 2)
         # The end reaches it as well.
         os.kill(server.pid, signal.SIGTERM)
         assert client.reply().text.startswith("421 4.3.2 ")

@@ -30,7 +30,7 @@ from tests.servers import (
 from tests.unit.storage.test_spool import disk, fill
 
 SCHEMA = "spooled"
-DRAINED = 30.0  # seconds
+DRAINED = 60.0  # seconds
 
 
 @pytest.fixture(scope="module")

@@ -88,13 +88,15 @@ class Root:
         self._layers = layers
         self._directory = Path(tempfile.mkdtemp(prefix="gsmtpd-root.", dir=keep and keep.parent))
         self._upper = keep or self._directory / "upper"
+        self._archives = CACHE / f"{layers[-1].name}-archives"  # what apt has fetched before
         self._init: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         mount = self.mount
-        for directory in (self._upper, self._directory / "work", mount):
+        fetched, fetching = self._fetched, self._directory / "fetching"
+        for directory in (self._upper, self._directory / "work", mount, fetched, fetching):
             directory.mkdir()
-        archives = CACHE / f"{self._layers[-1].name}-archives"  # what apt has fetched before
+        self._archives.mkdir(parents=True, exist_ok=True)
         layers = ":".join(str(layer) for layer in self._layers)
         script = f"""
             set -e
@@ -112,8 +114,7 @@ class Root:
             mount -t tmpfs -o mode=755 tmpfs {mount}/run
             mkdir -p {mount}/run/lock
             ln -s /proc/self/fd {mount}/dev/fd
-            mkdir -p {archives}
-            mount --bind {archives} {mount}/var/cache/apt/archives
+            mount -t overlay overlay -o lowerdir={self._archives},upperdir={fetched},workdir={fetching} {mount}/var/cache/apt/archives
             ip link set lo up
             hostname mx
             touch {mount}/run/ready
@@ -139,7 +140,21 @@ class Root:
         assert self._init is not None
         self._init.send_signal(signal.SIGKILL)  # and with the first process all others go
         self._init.wait()
+        self._keep_fetched()
         shutil.rmtree(self._directory)
+
+    @property
+    def _fetched(self) -> Path:
+        """Where apt puts what it fetches; it locks this directory, so each system has its own."""
+        return self._directory / "fetched"
+
+    def _keep_fetched(self) -> None:
+        """Have the next systems find what apt has fetched; others may do so at the same time."""
+        for package in self._fetched.glob("*.deb"):
+            if package.is_file():
+                partial = self._archives / f".{package.name}.{os.getpid()}"
+                shutil.copy(package, partial)
+                partial.rename(self._archives / package.name)
 
     def _ready(self) -> bool:
         try:

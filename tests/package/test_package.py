@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from tests.package.roots import Root, all_files, bare_system
 from tests.package.sources import copy_tree
 from tests.package.systemd_root import SystemdRoot
 from tests.servers import ROOT, find_program
+from tests.side_by_side import in_a_worker
 
 RELEASES = ("bookworm", "trixie")
 BESIDE = (  # gsmtpd's dependencies, and what the tests talk to
@@ -104,20 +105,36 @@ def older_deb(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+class Systems(dict[str, Future[System]]):
+    """Debian releases by their names, each made when it is first asked for."""
+
+    def __init__(self, executor: ThreadPoolExecutor, make: Callable[[str], System]) -> None:
+        super().__init__()
+        self._executor = executor
+        self._make = make
+
+    def __missing__(self, release: str) -> Future[System]:
+        self[release] = self._executor.submit(self._make, release)
+        return self[release]
+
+
 @pytest.fixture(scope="module")
-def systems(
-    deb: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[System]]]:
-    """Both Debian releases, made side by side."""
+def systems(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systems]:
+    """Both Debian releases, made side by side; of a worker of xdist's only what it is given."""
+
+    def make(release: str) -> System:
+        return make_system(release, deb, tmp_path_factory.mktemp(release))
+
     with ThreadPoolExecutor() as executor:
-        yield {
-            release: executor.submit(make_system, release, deb, tmp_path_factory.mktemp(release))
-            for release in RELEASES
-        }
+        made = Systems(executor, make)
+        if not in_a_worker():
+            for release in RELEASES:
+                made[release].running()
+        yield made
 
 
 @pytest.fixture(params=RELEASES)
-def system(request: pytest.FixtureRequest, systems: dict[str, Future[System]]) -> System:
+def system(request: pytest.FixtureRequest, systems: Systems) -> System:
     """A Debian release."""
     return systems[request.param].result()
 
@@ -175,7 +192,7 @@ def send(root: Root, to: str = "you@example.com", subject: str = "a test") -> No
 
 
 def test_build_on_a_bare_debian_12_makes_the_same_package(
-    deb: Path, systems: dict[str, Future[System]], tmp_path: Path
+    deb: Path, systems: Systems, tmp_path: Path
 ) -> None:
     """From a clone, with other modes of files, in another time zone and language."""
     clone = tmp_path / "clone"

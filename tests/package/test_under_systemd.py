@@ -265,7 +265,7 @@ def test_the_port_is_taken(system: SystemdRoot) -> None:
     pid = system.show("other", "MainPID")
     assert f"(process {pid}, other.service) listens there" in system.refuse("gsmtpd -n", 69)
     system.do("systemctl stop other")
-    wait_for(lambda: system.show("gsmtpd", "ActiveState") == "active", 20)
+    wait_for(lambda: system.show("gsmtpd", "ActiveState") == "active")
     send(system)
 
 
@@ -289,7 +289,7 @@ def test_a_master_that_hangs_or_dies(system: SystemdRoot, how: str, result: str)
     system.do("systemctl start gsmtpd")
     before = main_pid(system)
     system.do(f"kill -{how} {before}")
-    wait_for(lambda: main_pid(system) not in (0, before), 20)
+    wait_for(lambda: main_pid(system) not in (0, before))
     wait_for(lambda: system.show("gsmtpd", "ActiveState") == "active")
     send(system)
     assert f"Failed with result '{result}'" in system.journal("gsmtpd")

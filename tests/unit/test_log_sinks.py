@@ -264,12 +264,14 @@ def test_reopen(tmp_path: Path, opened: Callable[..., Logs]) -> None:
 
 
 def test_a_renamed_file_is_left_within_a_second(
-    tmp_path: Path, opened: Callable[..., Logs]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., Logs]
 ) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     mail = opened(tmp_path / "log").mail_log()
     (tmp_path / "log").rename(tmp_path / "log.1")
     line(mail)
-    time.sleep(1.01)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1.01)
     line(mail)
     assert len(said(tmp_path / "log")) == len(said(tmp_path / "log.1")) == 1
 

@@ -101,7 +101,7 @@ def test_trouble_is_noted_and_the_mail_comes_again(
 
 @pytest.mark.parametrize("where", [b"MAIL", b"."])
 def test_silence_is_a_loss(tmp_path: Path, where: bytes) -> None:
-    found, _ = sent(at_times(where, [SILENCE]), tmp_path, timeout=0.3)
+    found, _ = sent(at_times(where, [SILENCE]), tmp_path, timeout=3.0)
     assert found["lost", "dot" if where == b"." else "mail"] == 1
     assert found[*DOT, "250"] == 3
 

@@ -20,7 +20,7 @@ import pytest
 from gsmtpd.storage import body_store
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
-from tests.servers import Memcached, Redis, free_port, wait_for
+from tests.servers import Memcached, Redis, free_port, freeze, wait_for
 
 HOUR = 3600.0
 NEVER = 1e9  # seconds
@@ -91,9 +91,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def halt(server: Server) -> None:
     """From now on it answers nothing, and takes what its sockets' buffers take."""
-    os.kill(server.pid, signal.SIGSTOP)
-    states = [*Path(f"/proc/{server.pid}/task").glob("*/stat")]
-    wait_for(lambda: all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in states))
+    freeze(server.pid)
 
 
 def go_on(server: Server) -> None:
