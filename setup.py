@@ -44,7 +44,7 @@ setup(
             "pymemcache==4.0.0",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
-            "pytest-xdist==3.8.0",  # tests that wait do so side by side: a third of the time
+            "pytest-xdist==3.8.0",  # tests that wait do so side by side: half of the time
             "redis==8.1.0",
             "ruff==0.17.6",
             "types-PyMySQL==1.2.0.20260923",

@@ -32,9 +32,11 @@ class ByFile(LoadFileScheduling):
     """Gives each worker one file after the other, in the order of `order`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        # Debian 12 and Debian 13 have nothing in common, and take long.
-        return f"{file} trixie" if "test_package.py" in file and "trixie" in nodeid else file
+        file, _, test = nodeid.partition("::")
+        if not file.endswith("test_package.py"):
+            return file
+        # The build, Debian 12 and Debian 13 have little in common, and take long.
+        return f"{file} {test.partition('[')[2]}"
 
 
 def order(items: list[pytest.Item]) -> None:

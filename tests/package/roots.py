@@ -121,8 +121,10 @@ class Root:
             exec chroot {mount} /bin/bash -c "{_INIT}"
         """  # noqa: E501
         unshare = [find_program("unshare"), "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"]
+        # It ends with this process, in whatever way that ends.
+        dies = [find_program("setpriv"), "--pdeathsig=KILL"]
         self._init = subprocess.Popen(
-            [*unshare, "--kill-child=KILL", "/bin/sh", "-c", script],
+            [*dies, *unshare, "--kill-child=KILL", "/bin/sh", "-c", script],
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -191,14 +191,12 @@ def send(root: Root, to: str = "you@example.com", subject: str = "a test") -> No
 # --- the build ----------------------------------------------------------------------------------
 
 
-def test_build_on_a_bare_debian_12_makes_the_same_package(
-    deb: Path, systems: Systems, tmp_path: Path
-) -> None:
+def test_build_on_a_bare_debian_12_makes_the_same_package(deb: Path, tmp_path: Path) -> None:
     """From a clone, with other modes of files, in another time zone and language."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, umask=0o077)
     copy_tree(clone)
-    with Root(systems["bookworm"].result().bare) as root:
+    with Root(bare_system("bookworm", tmp_path)) as root:
         root.fetch("git")
         shutil.copytree(clone, root.path("/root/elsewhere"))
         # pip is to trust whom this machine trusts.

@@ -202,6 +202,9 @@ def test_a_sender_that_is_killed(tmp_path: Path) -> None:
         senders = Senders(daemon.address, tmp_path, 1)
         with pytest.raises(SendersError, match="ended with status -9"), senders:
             senders.wait_for(50)
+            # What has come in a round is on the disk at its end.
+            (ledger,) = (path for path in tmp_path.iterdir() if path.suffix == ".jsonl")
+            wait_for(lambda: ledger.read_text().count('"phase":"dot","code":250') >= 50)
             os.kill(senders.pids[0], signal.SIGKILL)
             senders.wait_for(10**9)
         wait_for(lambda: not daemon.status()["clients"])
