@@ -61,6 +61,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_LANES = 2  # of an SMTP thread: while one waits for its COMMIT, the other may begin
+
 
 class Share(NamedTuple):
     """What one process writes of the memory that all share. rows: one for each SMTP thread."""
@@ -151,15 +153,15 @@ def make_engine(
         first,
         partial(away.__setitem__, Counter.HOSTS_AWAY),
     )
-    carries = bool(listeners) and _carries(config, share)
-    writer, drainers = _make_writer(config, database, bool(listeners), carries)
-    carrier = None
-    if carries and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
-        carrier = Carrier(writer, database.open_lane)
+    lanes = _lanes(config, share) if listeners else 0
+    writer, drainers = _make_writer(config, database, bool(listeners), lanes)
+    carriers: list[Carrier] = []
+    if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
+        carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
     lookups = make_lookups(config, database)
     pool = SMTPThreadPool(
         [
-            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carrier)
+            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carriers)
             for row in share.rows
         ]
     )
@@ -196,12 +198,12 @@ def _arm_failpoints() -> None:
 
 
 def _make_writer(
-    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool, carries: bool
+    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool, lanes: int
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
-    spools: False for a process that serves one client, and leaves nobody to empty it. carries:
-    whether its SMTP thread has one of the connections.
+    spools: False for a process that serves one client, and leaves nobody to empty it. lanes:
+    how many of the connections its SMTP thread has.
     """
     if database is None:
         return None, []
@@ -215,22 +217,18 @@ def _make_writer(
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))
-    return GroupCommitWriter(store, chosen.mysql.connections - carries), drainers
+    return GroupCommitWriter(store, chosen.mysql.connections - lanes), drainers
 
 
-def _carries(config: Config, share: Share) -> bool:
-    """Whether the SMTP thread of a process stores mail by itself, over a connection of its own.
+def _lanes(config: Config, share: Share) -> int:
+    """How many connections the SMTP thread of a process has to store mail by itself.
 
-    Not where that would be the only one, nor where mail is looked for or put elsewhere first.
+    One is left for what that does not do. None where mail is looked for or put elsewhere first.
     """
     chosen = config.store
-    return (
-        chosen.backend == "mysql"
-        and chosen.mysql.connections > 1
-        and chosen.body.backend == "none"
-        and chosen.dedupe_window is None
-        and len(share.rows) == 1
-    )
+    if chosen.backend != "mysql" or chosen.body.backend != "none" or len(share.rows) > 1:
+        return 0
+    return 0 if chosen.dedupe_window is not None else min(_LANES, chosen.mysql.connections - 1)
 
 
 def keep_times(config: Config) -> Times:

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -296,7 +297,12 @@ class Gsmtpd(Server):
 
     def wait_for_lane(self) -> None:
         """Wait until each worker stores mail in MySQL from its SMTP thread. Raises NotYetError."""
-        wait_for(lambda: self.dump().count("a lane is open") == len(self.workers))
+
+        def all_have() -> bool:
+            lanes = re.findall("lanes: ([0-9]+)", self.dump())
+            return len(lanes) == len(self.workers) and "0" not in lanes
+
+        wait_for(all_have)
 
     def last_words(self) -> str:
         return "\n".join(filter(None, [tail(self.output), tail(self.log)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NEVER = float("inf")
+# A second lane begins where the first is busy and so many messages wait. With the database 5 ms
+# away that is 1.3 times the messages a second; here 1.02 to 1.2 times, for 5 % more CPU.
+SECOND_LANE_FROM = 8
 # Half of a writer thread's: nobody is woken for a batch, so smaller ones cost less. Beside 2 ms
 # that is 3 to 9 % more messages a second at 64 sessions, and 3 to 4 % less CPU.
 GATHER = 0.001  # seconds
@@ -30,8 +34,8 @@ GATHER = 0.001  # seconds
 class Carrier:
     """Carries what waits in `writer` over the lane that `open_lane` opens, in an SMTP thread.
 
-    fd: of the lane, -1 while there is none. due: when `carry` should be called at the latest, in
-    the thread's monotonic seconds.
+    busy: whether a batch is on its way. due: when `carry` should be called at the latest, in the
+    thread's monotonic seconds.
     """
 
     def __init__(self, writer: GroupCommitWriter, open_lane: OpenLane) -> None:
@@ -42,7 +46,6 @@ class Carrier:
         self._interest = 0
         self._opening = False
         self._busy_until = 0.0
-        self.fd = -1
         self.due = NEVER
         self._thread: SMTPThread
 
@@ -79,25 +82,33 @@ class Carrier:
         self._opening = False
         if lane is not None:
             self._lane = lane
-            self.fd = lane.fileno()
-            self._watch(EPOLLIN)
-            self._writer.wake_carrier = self._thread.wake
+            self._watch(lane, EPOLLIN)
+            self._writer.lane_opened(self._thread.wake)
 
-    def _watch(self, interest: int) -> None:
+    def _watch(self, lane: Lane, interest: int) -> None:
         if interest != self._interest:
-            self._thread.watch_descriptor(self.fd, self._interest, interest)
+            self._thread.watch_lane(self, lane.fileno(), self._interest, interest)
             self._interest = interest
 
-    def carry(self) -> None:
-        """Begin with the next batch, if there is one and it is time."""
-        if self._lane is None or self._batch or not self._writer.waiting:
+    @property
+    def busy(self) -> bool:
+        return bool(self._batch)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could carry something now."""
+        return self._lane is not None and not self._batch
+
+    def carry(self, least: int) -> None:
+        """Begin with the next batch, if `least` messages wait and it is time."""
+        if self._lane is None or self._batch or self._writer.waiting < least:
             return
         now = self._thread.now
         if self.due == NEVER and now < self._busy_until:
             self.due = now + GATHER
         if self.due == NEVER or self.due <= now:
             self.due = NEVER
-            self._batch = self._writer.claim()
+            self._batch = self._writer.claim(least)
             if self._batch:
                 try:
                     self._begin(self._lane)
@@ -113,7 +124,7 @@ class Carrier:
             self._writer.leave(for_others)
         if self._batch:
             lane.write([letter for _, letter in self._batch])
-            self._watch(EPOLLOUT if lane.unsent else EPOLLIN)
+            self._watch(lane, EPOLLOUT if lane.unsent else EPOLLIN)
         else:
             self._writer.release()
 
@@ -124,7 +135,7 @@ class Carrier:
             return
         try:
             if not lane.go_on():
-                self._watch(EPOLLOUT if lane.unsent else EPOLLIN)
+                self._watch(lane, EPOLLOUT if lane.unsent else EPOLLIN)
                 return
             lane.done()
         except Exception as error:
@@ -157,10 +168,10 @@ class Carrier:
     def _lose(self, error: Exception) -> None:
         """Do without the lane until another is open."""
         assert self._lane is not None
-        self._watch(0)
+        self._watch(self._lane, 0)
         self._lane.give_up(error)
-        self._lane, self.fd, self.due = None, -1, NEVER
-        self._writer.carry_no_more()
+        self._lane, self.due = None, NEVER
+        self._writer.lane_lost()
         batch, self._batch = self._batch, []
         if batch:
             self._writer.leave(batch)
@@ -170,3 +181,12 @@ class Carrier:
         """Close the lane. The thread has ended."""
         if self._lane is not None:
             self._lane.close()
+
+
+def carry(carriers: Sequence[Carrier]) -> None:
+    """Have what waits carried by one of `carriers`, by a further one only if it is much."""
+    least = SECOND_LANE_FROM if any(carrier.busy for carrier in carriers) else 1
+    for carrier in carriers:
+        if carrier.idle:
+            carrier.carry(least)
+            return

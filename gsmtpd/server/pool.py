@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from gsmtpd.maillog import MailLog
 from gsmtpd.metrics import Counter, Overload
+from gsmtpd.server.carrier import Carrier, carry
 from gsmtpd.server.overload import Overloads
 from gsmtpd.smtp import reply
 
 if TYPE_CHECKING:
-    from gsmtpd.server.carrier import Carrier
     from gsmtpd.server.client import Client, Leave
     from gsmtpd.server.connection import Connection
     from gsmtpd.server.tcp import SMTPServer
@@ -44,13 +44,13 @@ class SMTPThread(threading.Thread):
     """One thread of the pool.
 
     counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
-    carrier: what it stores mail by itself with; without one the store's threads do it.
+    carriers: what it stores mail by itself with; without any the store's threads do it.
     now: monotonic seconds, as of this round. overloads: what it has not enough of. overfull:
     whether its sessions buffer more than they may.
     """
 
     def __init__(
-        self, name: str, counters: memoryview, maillog: MailLog, carrier: Carrier | None = None
+        self, name: str, counters: memoryview, maillog: MailLog, carriers: Sequence[Carrier] = ()
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
@@ -67,7 +67,8 @@ class SMTPThread(threading.Thread):
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._arrived: list[Job] = []  # messages for `_writer`
         self._writer: GroupCommitWriter | None = None
-        self._carrier = carrier
+        self._carriers = carriers
+        self._lanes: dict[int, Carrier] = {}  # by the descriptors of their lanes
         self._connections: dict[int, Client] = {}
         self._servers: list[SMTPServer] = []
         self._listeners: dict[int, SMTPServer] = {}  # those of them that are accepted for
@@ -194,8 +195,8 @@ class SMTPThread(threading.Thread):
             except Exception:
                 for job in arrived:
                     self._fault(job.context)  # type: ignore[arg-type]
-        if self._carrier is not None:
-            self._carrier.carry()
+        if self._carriers:
+            carry(self._carriers)
 
     def finished(self, job: Job) -> None:
         """The store is done with `job`."""
@@ -205,14 +206,16 @@ class SMTPThread(threading.Thread):
         except Exception:
             self._fault(connection)
 
-    def watch_descriptor(self, fd: int, before: int, interest: int) -> None:
-        """Have the carrier told of `interest` in its lane's `fd`; before: what it was told of."""
+    def watch_lane(self, carrier: Carrier, fd: int, before: int, interest: int) -> None:
+        """Have `carrier` told of `interest` in its lane's `fd`; before: what it was told of."""
         if not before:
             self._epoll.register(fd, interest)
+            self._lanes[fd] = carrier
         elif interest:
             self._epoll.modify(fd, interest)
         else:
             self._epoll.unregister(fd)
+            del self._lanes[fd]
 
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
@@ -248,11 +251,11 @@ class SMTPThread(threading.Thread):
         """Serve until `stop`."""
         poll = self._epoll.poll
         connections = self._connections
-        carrier = self._carrier
-        if carrier is not None:
+        lanes = self._lanes
+        for carrier in self._carriers:
             carrier.start(self)
         while self._running:
-            until = self._next_sweep if carrier is None else min(self._next_sweep, carrier.due)
+            until = min([self._next_sweep, *(carrier.due for carrier in self._carriers)])
             events = poll(max(0.0, until - self.now), MAX_EVENTS)
             self.now = self._round_began = time.monotonic()
             self._handshakes = 0
@@ -268,8 +271,8 @@ class SMTPThread(threading.Thread):
                         self._fault(connection)
                 elif fd == self._wakeup:
                     self._read_inbox()
-                elif carrier is not None and fd == carrier.fd:
-                    carrier.ready()
+                elif fd in lanes:
+                    lanes[fd].ready()
                 elif fd in self._listeners:
                     self._accept(fd)
                 if not number % LOOK_UP:
@@ -334,8 +337,8 @@ class SMTPThread(threading.Thread):
             server.service_actions()
         for fd in self._listeners:
             self._accept(fd)  # another process may have died with the wake-up for a client
-        if self._carrier is not None:
-            self._carrier.look()
+        for carrier in self._carriers:
+            carrier.look()
         self.overloads.look()
 
     def _fault(self, connection: Client) -> None:
@@ -349,8 +352,8 @@ class SMTPThread(threading.Thread):
     def _close_all(self) -> None:
         for connection in list(self._connections.values()):
             connection.close()
-        if self._carrier is not None:
-            self._carrier.close()
+        for carrier in self._carriers:
+            carrier.close()
         self.maillog.flush()
 
     def close(self) -> None:

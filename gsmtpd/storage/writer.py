@@ -25,6 +25,8 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 # A second writer starts only where the first left this many waiting: two half batches cost the
 # database twice. What waits behind a stuck commit is taken by `poke`, within a second.
 SECOND_WRITER_FROM = MAX_BATCH_ROWS
+# At a time, where there are lanes: a second one only for what is worth it, see claim.
+WRITING_AT_MOST = 2
 # Behind a batch of this many messages a writer gathers for a moment before the next. At 64 sessions
 # that is 5 to 15 % less CPU here, about a tenth less in MariaDB, and as many messages a second.
 # Below it nothing ever waits. (PostgreSQL has this as commit_delay and commit_siblings.)
@@ -86,8 +88,9 @@ class GroupCommitWriter:
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
         # Wakes the thread that takes batches with `claim`; None: writer threads do it all.
-        self.wake_carrier: Callable[[], None] | None = None
-        self._carrying = False  # it has claimed one
+        self._wake_carrier: Callable[[], None] | None = None
+        self._lanes = 0  # that it has
+        self._claimed = 0  # batches that it has and that are not released
         self._given_up: deque[Batch] = deque()  # what it left to writer threads
         self._busy_until = 0.0  # monotonic seconds
         self._called = False  # a writer was woken and has not looked yet
@@ -137,47 +140,54 @@ class GroupCommitWriter:
     def _call(self) -> None:
         """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
         waiting = len(self._waiting)
-        idle = waiting and not self._writing and not self._called and not self.wake_carrier
+        idle = waiting and not self._writing and not self._called and not self._wake_carrier
         if idle or waiting >= SECOND_WRITER_FROM:
             with self._changed:
                 self._called = True
                 self._changed.notify()
 
-    def claim(self) -> Batch:
-        """What the carrier shall write, which is what waits if nobody writes; for its thread.
+    def claim(self, least: int) -> Batch:
+        """What a lane shall write: what waits, if that is `least` and few write; for its thread.
 
         Followed by `release`, but where it is nothing.
         """
-        if not self._waiting:
+        if len(self._waiting) < least:
             return []
         with self._changed:
-            if self._writing:
+            if self._writing >= WRITING_AT_MOST:
                 return []
             self._writing += 1
-            self._carrying = True
+            self._claimed += 1
         batch = self._take()
         if not batch:
             self.release()
         return batch
 
     def release(self) -> None:
-        """Nothing of what was claimed is the carrier's any more."""
+        """Nothing of a batch that was claimed is its lane's any more."""
         with self._changed:
             self._writing -= 1
-            self._carrying = False
+            self._claimed -= 1
             if self._given_up or self._stopped:
                 self._changed.notify_all()
 
     def leave(self, batch: Batch) -> None:
-        """Have a writer thread store what the carrier has claimed and not stored."""
+        """Have a writer thread store what a lane has claimed and not stored."""
         with self._changed:
             self._given_up.append(batch)
             self._changed.notify()
 
-    def carry_no_more(self) -> None:
-        """There is no carrier (any more): writer threads do it all."""
-        self.wake_carrier = None
-        self._call()
+    def lane_opened(self, wake: Callable[[], None]) -> None:
+        """There is a lane (more). wake: has its thread `claim`."""
+        self._lanes += 1
+        self._wake_carrier = wake
+
+    def lane_lost(self) -> None:
+        """There is a lane less; without any, writer threads do it all."""
+        self._lanes -= 1
+        if not self._lanes:
+            self._wake_carrier = None
+            self._call()
 
     def poke(self) -> None:
         """Let a further writer take what waits behind a slow commit. Call it about every second."""
@@ -192,10 +202,9 @@ class GroupCommitWriter:
         return len(self._waiting) + self._reading
 
     def __str__(self) -> str:
-        lane = "; a lane is open" if self.wake_carrier else ""
         return (
             f"messages that wait for a writer: {self.waiting};"
-            f" writers at work: {self._writing} of {len(self._threads)}{lane}"
+            f" writers at work: {self._writing} of {len(self._threads)}; lanes: {self._lanes}"
         )
 
     def stop(self, timeout: float) -> bool:
@@ -223,7 +232,7 @@ class GroupCommitWriter:
             with self._changed:
                 self._reading -= 1
             self._call()
-            if (wake := self.wake_carrier) is not None:
+            if (wake := self._wake_carrier) is not None:
                 wake()
 
     def _run(self, number: int) -> None:
@@ -232,7 +241,7 @@ class GroupCommitWriter:
         while True:
             with self._changed:
                 while not self._may_write():
-                    if self._stopped and not self._carrying:
+                    if self._stopped and not self._claimed:
                         return
                     self._changed.wait()
                 self._helped = False
@@ -251,7 +260,7 @@ class GroupCommitWriter:
             finally:
                 with self._changed:
                     self._writing -= 1
-                if self._waiting and (wake := self.wake_carrier) is not None:
+                if self._waiting and (wake := self._wake_carrier) is not None:
                     wake()
 
     def _may_write(self) -> bool:
@@ -264,7 +273,7 @@ class GroupCommitWriter:
             return False
         if waiting >= SECOND_WRITER_FROM or self._helped or self._stopped:
             return True
-        return not self._writing and not self.wake_carrier
+        return not self._writing and not self._wake_carrier
 
     def _prepare(self) -> None:
         """Look at the store before the first mail comes, again and again until it can be used."""

@@ -25,7 +25,7 @@ from tests.accounting import (
 )
 from tests.servers import Gsmtpd, MariaDB, mysql_store, wait_for
 
-OPEN = "a lane is open"
+NONE = "lanes: 0"
 WITH_A_FILE = (
     "Content-Type: application/pdf\r\nContent-Disposition: attachment; filename=a.pdf\r\n\r\nx"
 )
@@ -58,7 +58,7 @@ def later(daemon: Gsmtpd, mail: Mail, codes: list[int]) -> threading.Thread:
 def test_one_that_is_lost_is_opened_again(way: Way) -> None:
     for _ in range(3):
         way.proxy.reset()
-        wait_for(lambda: OPEN not in way.daemon.dump())
+        wait_for(lambda: NONE in way.daemon.dump())
         assert send(way.daemon.address, with_token())[0].code == 250
         way.daemon.wait_for_lane()
         assert send(way.daemon.address, with_token())[0].code == 250
@@ -147,7 +147,7 @@ def test_where_it_would_be_the_only_connection_there_is_none(mariadb: MariaDB, s
     with Gsmtpd(mysql_store(mariadb, schema, connections=1)) as daemon:
         assert send(daemon.address, with_token())[0].code == 250
         time.sleep(1.5)
-        assert OPEN not in daemon.dump()
+        assert NONE in daemon.dump()
         ids = "SELECT id FROM information_schema.processlist WHERE db = %s"
         assert len(mariadb.query(ids, (schema,))) <= 2  # with that of upkeep
 

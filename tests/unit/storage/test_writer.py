@@ -17,7 +17,7 @@ from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
-from gsmtpd.storage.writer import READ_AT_ONCE, GroupCommitWriter, Job
+from gsmtpd.storage.writer import READ_AT_ONCE, Batch, GroupCommitWriter, Job
 from tests.servers import wait_for
 
 READ = RowMaker("mx.example.com").read(
@@ -349,3 +349,96 @@ def test_mail_does_not_wait_for_a_store_that_is_away() -> None:
         submit(writer, owner, "one")
         owner.wait(1)
     assert owner.outcomes() == {"one": Outcome.TROUBLE}
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def names_of(batch: Batch) -> list[str]:
+    return [job.message.id for job, _ in batch]
+
+
+def test_a_lane_claims_what_waits_and_no_thread_is_woken() -> None:
+    store, owner, woken = Notebook(), Owner(), [0]
+
+    def wake() -> None:
+        woken[0] += 1
+
+    with running(store, 2) as writer:
+        writer.lane_opened(wake)
+        submit(writer, owner, "a", "b")
+        assert writer.claim(3) == []
+        batch = writer.claim(2)
+        assert names_of(batch) == ["a", "b"]
+        submit(writer, owner, "c")
+        second = writer.claim(1)
+        assert names_of(second) == ["c"]
+        submit(writer, owner, "d")
+        assert writer.claim(1) == []  # two write already
+        assert store.batches == []
+        writer.release()
+        assert names_of(writer.claim(1)) == ["d"]
+        writer.release()
+        writer.release()
+        assert woken == [0]  # it is its thread that submits
+        assert owner.returned == []
+
+
+def test_what_a_lane_leaves_is_written_as_it_is() -> None:
+    store, owner = Notebook(), Owner()
+    with running(store, 2) as writer:
+        writer.lane_opened(lambda: None)
+        submit(writer, owner, "a", "b")
+        batch = writer.claim(1)
+        submit(writer, owner, "c")
+        writer.leave(batch)
+        writer.release()
+        owner.wait(2)
+        assert store.batches == [["a", "b"]]
+        assert names_of(writer.claim(1)) == ["c"]
+        writer.release()
+
+
+def test_without_a_lane_threads_write_again() -> None:
+    store, owner = Notebook(), Owner()
+    with running(store, 2) as writer:
+        writer.lane_opened(lambda: None)
+        writer.lane_opened(lambda: None)
+        submit(writer, owner, "a")
+        writer.lane_lost()
+        assert store.batches == []
+        writer.lane_lost()
+        owner.wait(1)
+        submit(writer, owner, "b")
+        owner.wait(2)
+    assert store.batches == [["a"], ["b"]]
+
+
+def test_a_lane_is_told_when_a_thread_has_written_and_more_waits() -> None:
+    store, owner, woken = Notebook(), Owner(), threading.Event()
+    with running(store, 2) as writer:
+        writer.lane_opened(woken.set)
+        submit(writer, owner, "a")
+        store.gate.clear()
+        writer.poke()
+        wait_for(lambda: store.batches)
+        submit(writer, owner, "b")
+        assert not woken.is_set()
+        store.gate.set()
+        assert woken.wait(WAIT)
+        assert names_of(writer.claim(1)) == ["b"]
+        writer.release()
+
+
+def test_a_stop_waits_for_what_is_claimed() -> None:
+    store, owner = Notebook(), Owner()
+    writer = GroupCommitWriter(store, 2)
+    writer.start()
+    writer.lane_opened(lambda: None)
+    submit(writer, owner, "a")
+    batch = writer.claim(1)
+    assert not writer.stop(0.1)
+    writer.leave(batch)
+    writer.release()
+    assert writer.stop(WAIT)
+    assert store.batches == [["a"]]
