@@ -158,7 +158,9 @@ def _running_in_group(group: int) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _parent, its_group = entry.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state not in "ZX":
+            # One whose main thread has ended is a zombie, and has all its files while others run.
+            ended = state in "ZX" and len(os.listdir(entry.parent / "task")) <= 1
+            if int(its_group) == group and not ended:
                 found.append(int(entry.parent.name))
     return found
 

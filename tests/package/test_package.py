@@ -619,12 +619,12 @@ def test_beside_postfix(system: System, deb: Path) -> None:
     """Postfix is as before; with its port taken, gsmtpd says who has it."""
     with system.without_gsmtpd() as root:
         root.do("postconf -e maillog_file=/var/log/postfix.log && postfix start")
-        postfix = "find /etc/postfix -type f | sort | xargs md5sum; pgrep -x master"
+        postfix = "find /etc/postfix -type f | sort | xargs md5sum; pgrep -o -x master"
         before = root.do(postfix)
         install(root, deb)
         said = root.refuse("/etc/init.d/gsmtpd start", 69)
         assert "/master" in said
-        assert f"process {root.do('pgrep -x master').strip()}" in said
+        assert f"process {root.do('pgrep -o -x master').strip()}" in said
         assert root.do(postfix) == before
         assert "Postfix" in root.do("swaks --server 127.0.0.1 --quit-after HELO")
         # On an address of its own it runs beside it.

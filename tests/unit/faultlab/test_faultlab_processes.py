@@ -1,16 +1,18 @@
-"""Is a port that was given to one given to nobody else?"""
+"""Is a port given to one only, and is it known when a process has let go of its own?"""
 
 from __future__ import annotations
 
+import platform
 import random
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gsmtpd.faultlab import processes
-from gsmtpd.faultlab.processes import environment, free_port
+from gsmtpd.faultlab.processes import environment, free_port, wait_for
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
@@ -60,3 +62,24 @@ def test_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(processes._reserved) == processes.RESERVED_AT_MOST
     choose(monkeypatch, first)
     assert free_port() == first
+
+
+MAIN_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit(2) of this thread alone
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls have other numbers there")
+def test_a_process_runs_until_its_last_thread_has_ended() -> None:
+    """One that is killed may be seen like that, and has its ports and files until then."""
+    process = subprocess.Popen([sys.executable, "-c", MAIN_THREAD_ENDS], start_new_session=True)
+    try:
+        stat = Path(f"/proc/{process.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        assert processes._running_in_group(process.pid) == [process.pid]
+    finally:
+        process.kill()
+    wait_for(lambda: not processes._running_in_group(process.pid))
+    process.wait()
