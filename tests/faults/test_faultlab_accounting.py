@@ -106,8 +106,10 @@ def proxy(database: MariaDB) -> Iterator[MySQLProxy]:
         yield made
 
 
-def settings(database: MariaDB, proxy: MySQLProxy) -> dict[str, Any]:
-    return mysql_store(database, "accounted", host=f"127.0.0.1:{proxy.port}")
+def settings(database: MariaDB, proxy: MySQLProxy, connections: int = 1) -> dict[str, Any]:
+    """With 1 connection writer threads store all mail, whose code the builds spoil."""
+    host = f"127.0.0.1:{proxy.port}"
+    return mysql_store(database, "accounted", host=host, connections=connections)
 
 
 def address(database: MariaDB) -> MySQLAddress:
@@ -177,7 +179,7 @@ def cut_at_commit(proxy: MySQLProxy, senders: Senders) -> None:
 
 def test_the_healthy_build(database: MariaDB, proxy: MySQLProxy, tmp_path: Path) -> None:
     with (
-        Gsmtpd(settings(database, proxy), before=EACH_ROW_ALONE) as daemon,
+        Gsmtpd(settings(database, proxy, 4), before=EACH_ROW_ALONE) as daemon,
         Senders(daemon.address, tmp_path, 1, sessions=8, rate=400, break_off=0.02) as senders,
     ):
         kill_the_database(database, senders)
