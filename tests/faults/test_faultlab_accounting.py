@@ -172,7 +172,7 @@ def cut_at_commit(proxy: MySQLProxy, senders: Senders) -> None:
     wait_for(lambda: not proxy.armed, 60)
     before = senders.refused
     proxy.refuse()
-    proxy.arm(Point.ANY, Action.KILL)
+    proxy.reset()  # lanes and writer threads have connections of their own
     wait_for(lambda: senders.refused > before + 5, 60)
     proxy.heal()
 
