@@ -102,6 +102,7 @@ class Carrier:
     def carry(self, least: int) -> None:
         """Begin with the next batch, if `least` messages wait and it is time."""
         if self._lane is None or self._batch or self._writer.waiting < least:
+            self.due = NEVER
             return
         now = self._thread.now
         if self.due == NEVER and now < self._busy_until:
@@ -186,7 +187,9 @@ class Carrier:
 def carry(carriers: Sequence[Carrier]) -> None:
     """Have what waits carried by one of `carriers`, by a further one only if it is much."""
     least = SECOND_LANE_FROM if any(carrier.busy for carrier in carriers) else 1
+    chosen = next((carrier for carrier in carriers if carrier.idle), None)
     for carrier in carriers:
-        if carrier.idle:
+        if carrier is chosen:
             carrier.carry(least)
-            return
+        else:
+            carrier.due = NEVER  # what it gathered for is the other's: it would be due for ever
