@@ -83,7 +83,7 @@ class Carrier:
         if lane is not None:
             self._lane = lane
             self._watch(lane, EPOLLIN)
-            self._writer.lane_opened(self._thread.wake)
+            self._writer.lane_opened(self._thread.wake, lane.takes)
 
     def _watch(self, lane: Lane, interest: int) -> None:
         if interest != self._interest:
@@ -101,7 +101,7 @@ class Carrier:
 
     def carry(self, least: int) -> None:
         """Begin with the next batch, if `least` messages wait and it is time."""
-        if self._lane is None or self._batch or self._writer.waiting < least:
+        if self._lane is None or self._batch or self._writer.claimable < least:
             self.due = NEVER
             return
         now = self._thread.now
@@ -170,12 +170,12 @@ class Carrier:
         """Do without the lane until another is open."""
         assert self._lane is not None
         self._watch(self._lane, 0)
-        self._lane.give_up(error)
+        in_doubt = self._lane.give_up(error)
         self._lane, self.due = None, NEVER
         self._writer.lane_lost()
         batch, self._batch = self._batch, []
         if batch:
-            self._writer.leave(batch)
+            self._writer.leave(batch, in_doubt)
             self._writer.release()
 
     def close(self) -> None:

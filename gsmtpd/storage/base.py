@@ -141,8 +141,8 @@ class Lane(Protocol):
     def check_time(self, now: float) -> None:
         """Raises where an answer takes too long. now: monotonic seconds."""
 
-    def give_up(self, error: Exception) -> None:
-        """Close it for `error`, wherever its batch is."""
+    def give_up(self, error: Exception) -> bool:
+        """Close it for `error`; whether its batch may be stored."""
 
     def close(self) -> None:
         """Close it."""

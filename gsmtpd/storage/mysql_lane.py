@@ -180,13 +180,18 @@ class MySQLLane:
         if self._letters and now - self._since > READ_TIMEOUT:
             raise self._socket.too_late()
 
-    def give_up(self, error: Exception) -> None:
-        """Close it for `error`. What becomes of its batch is for MySQLStore.write to find out."""
+    def give_up(self, error: Exception) -> bool:
+        """Close it for `error`; whether MySQLStore.write has to find out what became of its batch.
+
+        Else that is not stored.
+        """
         if not isinstance(error, pymysql.MySQLError | OSError):
             _log.error("store: unexpected trouble with a lane", exc_info=error)
-        if self._committing and code_of(error) not in ROLLED_BACK:
+        in_doubt = self._committing and code_of(error) not in ROLLED_BACK
+        if in_doubt:
             self._on_doubt(self._letters, Ambiguous(error, self._session))
         self.close()
+        return in_doubt
 
     def close(self) -> None:
         """End the connection, and the transaction that is open on it."""

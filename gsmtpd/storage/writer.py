@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -25,7 +25,7 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 # A second writer starts only where the first left this many waiting: two half batches cost the
 # database twice. What waits behind a stuck commit is taken by `poke`, within a second.
 SECOND_WRITER_FROM = MAX_BATCH_ROWS
-# At a time, where there are lanes: a second one only for what is worth it, see claim.
+# At a time, where there are lanes: a lane beside others only for what is worth it, see claim.
 WRITING_AT_MOST = 2
 # Behind a batch of this many messages a writer gathers for a moment before the next. At 64 sessions
 # that is 5 to 15 % less CPU here, about a tenth less in MariaDB, and as many messages a second.
@@ -69,6 +69,7 @@ class Job:
 
 
 Batch = list[tuple[Job, Letter]]
+Takes = Callable[[Letter], bool]
 
 
 class GroupCommitWriter:
@@ -85,13 +86,16 @@ class GroupCommitWriter:
         self._unread: SimpleQueue[Job | None] = SimpleQueue()
         self._reading = 0  # jobs that are in `_unread`, or taken from it and not read yet
         self._waiting: deque[tuple[Job, Letter]] = deque()
+        self._apart: deque[tuple[Job, Letter]] = deque()  # what no lane takes
         self._changed = threading.Condition(threading.Lock())
         self._writing = 0
         # Wakes the thread that takes batches with `claim`; None: writer threads do it all.
         self._wake_carrier: Callable[[], None] | None = None
+        self._lane_takes: Takes = _nothing
         self._lanes = 0  # that it has
         self._claimed = 0  # batches that it has and that are not released
-        self._given_up: deque[Batch] = deque()  # what it left to writer threads
+        # What it left to writer threads, and whether that is in doubt.
+        self._given_up: deque[tuple[Batch, bool]] = deque()
         self._busy_until = 0.0  # monotonic seconds
         self._called = False  # a writer was woken and has not looked yet
         self._helped = False  # a further writer may take what waits, however little
@@ -135,16 +139,23 @@ class GroupCommitWriter:
         message = job.message
         at_once = len(message.content) * message.envelope.copies <= ENCODE_AT_ONCE
         letter = self._store.encode(message) if at_once else self._store.read(message)
-        self._waiting.append((job, letter))  # atomic
+        # Apart, what no lane takes gathers for a batch, too. Both appends are atomic.
+        apart = self._wake_carrier is not None and not self._lane_takes(letter)
+        (self._apart if apart else self._waiting).append((job, letter))
 
     def _call(self) -> None:
         """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
-        waiting = len(self._waiting)
-        idle = waiting and not self._writing and not self._called and not self._wake_carrier
-        if idle or waiting >= SECOND_WRITER_FROM:
+        waiting = len(self._waiting) + len(self._apart)
+        if waiting >= SECOND_WRITER_FROM or (not self._called and self._is_due()):
             with self._changed:
                 self._called = True
                 self._changed.notify()
+
+    def _is_due(self) -> bool:
+        """Whether something waits for a writer thread, and none is at work."""
+        if self._wake_carrier is None:
+            return not self._writing and bool(self._waiting or self._apart)
+        return bool(self._apart) and self._writing == self._claimed
 
     def claim(self, least: int) -> Batch:
         """What a lane shall write: what waits, if that is `least` and few write; for its thread.
@@ -154,11 +165,13 @@ class GroupCommitWriter:
         if len(self._waiting) < least:
             return []
         with self._changed:
-            if self._writing >= WRITING_AT_MOST:
+            # One lane may always: writers may be stuck behind what only they write to.
+            if self._writing >= WRITING_AT_MOST and self._claimed and not self._helped:
                 return []
+            self._helped = False
             self._writing += 1
             self._claimed += 1
-        batch = self._take()
+        batch = self._take([self._waiting])
         if not batch:
             self.release()
         return batch
@@ -171,40 +184,52 @@ class GroupCommitWriter:
             if self._given_up or self._stopped:
                 self._changed.notify_all()
 
-    def leave(self, batch: Batch) -> None:
-        """Have a writer thread store what a lane has claimed and not stored."""
+    def leave(self, batch: Batch, in_doubt: bool = False) -> None:
+        """Have a writer thread store what a lane has claimed and not stored.
+
+        in_doubt: it may be stored. Then the store is to have the batch as it is, at once.
+        """
         with self._changed:
-            self._given_up.append(batch)
+            self._given_up.append((batch, in_doubt))
             self._changed.notify()
 
-    def lane_opened(self, wake: Callable[[], None]) -> None:
-        """There is a lane (more). wake: has its thread `claim`."""
+    def lane_opened(self, wake: Callable[[], None], takes: Takes) -> None:
+        """There is a lane (more). wake: has its thread `claim`. takes: see Lane."""
         self._lanes += 1
+        self._lane_takes = takes
         self._wake_carrier = wake
 
     def lane_lost(self) -> None:
         """There is a lane less; without any, writer threads do it all."""
         self._lanes -= 1
         if not self._lanes:
-            self._wake_carrier = None
+            self._wake_carrier, self._lane_takes = None, _nothing
             self._call()
 
     def poke(self) -> None:
         """Let a further writer take what waits behind a slow commit. Call it about every second."""
-        if self._waiting:
+        if self._waiting or self._apart:
             with self._changed:
                 self._helped = True
                 self._changed.notify()
+            if (wake := self._wake_carrier) is not None:
+                wake()
+
+    @property
+    def claimable(self) -> int:
+        """How many messages wait that a lane may take."""
+        return len(self._waiting)
 
     @property
     def waiting(self) -> int:
         """How many messages no writer has taken yet."""
-        return len(self._waiting) + self._reading
+        return len(self._waiting) + len(self._apart) + self._reading
 
     def __str__(self) -> str:
         return (
             f"messages that wait for a writer: {self.waiting};"
-            f" writers at work: {self._writing} of {len(self._threads)}; lanes: {self._lanes}"
+            f" writers at work: {self._writing - self._claimed} of {len(self._threads)};"
+            f" lanes: {self._lanes}"
         )
 
     def stop(self, timeout: float) -> bool:
@@ -249,11 +274,11 @@ class GroupCommitWriter:
                 given_up = self._given_up.popleft() if self._given_up else None
             try:
                 if given_up is not None:
-                    self._write(given_up)
+                    self._write_given_up(*given_up)
                     continue
                 if self._clock() < self._busy_until and not self._stopped:
                     time.sleep(GATHER)
-                if self._write(self._take()) >= GATHER_FROM:
+                if self._write(self._take([self._apart, self._waiting])) >= GATHER_FROM:
                     self._busy_until = self._clock() + BUSY_FOR
             except Exception:
                 _log.exception("fault in a writer thread")  # its clients hear 451 in time
@@ -268,16 +293,16 @@ class GroupCommitWriter:
         self._called = False
         if self._given_up:
             return True
-        waiting = len(self._waiting)
+        waiting = len(self._waiting) + len(self._apart)
         if not waiting:
             return False
         if waiting >= SECOND_WRITER_FROM or self._helped or self._stopped:
             return True
-        return not self._writing and not self._wake_carrier
+        return self._is_due()
 
     def _prepare(self) -> None:
         """Look at the store before the first mail comes, again and again until it can be used."""
-        while not self._stopped and not self._waiting:
+        while not self._stopped and not self._waiting and not self._apart:
             try:
                 self._store.prepare()
                 return
@@ -286,8 +311,16 @@ class GroupCommitWriter:
             except Exception:
                 _log.exception("store: unexpected trouble")
             with self._changed:
-                if not self._waiting and not self._stopped:
+                if not self._waiting and not self._apart and not self._stopped:
                     self._changed.wait(_PREPARE_AGAIN)
+
+    def _write_given_up(self, batch: Batch, in_doubt: bool) -> None:
+        if in_doubt:
+            self._write(batch)
+            return
+        left = deque(batch)
+        while left:
+            self._write(self._take([left]))
 
     def _write(self, batch: Batch) -> int:
         """How many messages it held. Nobody else keeps the batch, so that its memory is free."""
@@ -304,17 +337,17 @@ class GroupCommitWriter:
         _hand_back([job for job, _ in batch])
         return len(batch)
 
-    def _take(self) -> Batch:
-        """The next batch; what has waited too long goes back unwritten."""
+    def _take(self, queues: Sequence[deque[tuple[Job, Letter]]]) -> Batch:
+        """The next batch out of `queues`; what has waited too long goes back unwritten."""
         batch: Batch = []
         expired: list[Job] = []
         rows = size = 0
         oldest = self._clock() - GIVE_UP_AFTER
         while rows < MAX_BATCH_ROWS and size < MAX_BATCH_BYTES:
-            try:
-                job, letter = self._waiting.popleft()
-            except IndexError:
+            held = _next_of(queues)
+            if held is None:
                 break
+            job, letter = held
             if job.submitted < oldest:
                 job.outcome = Outcome.TROUBLE
                 expired.append(job)
@@ -327,6 +360,21 @@ class GroupCommitWriter:
             _log.error("store: %d messages waited over %g s", len(expired), GIVE_UP_AFTER)
             _hand_back(expired)
         return batch
+
+
+def _next_of(queues: Sequence[deque[tuple[Job, Letter]]]) -> tuple[Job, Letter] | None:
+    """What is first in the first of `queues` that is not empty."""
+    for queue in queues:
+        try:
+            return queue.popleft()
+        except IndexError:  # empty, or another thread was faster
+            pass
+    return None
+
+
+def _nothing(letter: Letter) -> bool:
+    """What is taken where there is no lane."""
+    return False
 
 
 def _hand_back(jobs: list[Job]) -> None:

@@ -102,6 +102,28 @@ def test_a_stop_brings_home_what_it_gives_up(way: Way) -> None:
     assert "looking its mail up" in way.daemon.log.read_text()
 
 
+def test_plain_mail_goes_on_while_writers_are_stuck(
+    way: Way, mariadb: MariaDB, schema: str
+) -> None:
+    """What is behind a lock here only writer threads write to, and there are two."""
+    with_a_file = simple("x")._replace(content=WITH_A_FILE.encode() + b"\r\n")
+    codes: list[int] = []
+    with mariadb.connect(database=schema) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLES mail_attachment WRITE")
+        stuck = []
+        for number in (1, 2):
+            stuck.append(later(way.daemon, with_a_file, codes))
+            wait_for(lambda number=number: f"writers at work: {number} of 2" in way.daemon.dump())
+        for _ in range(5):
+            assert send(way.daemon.address, with_token())[0].code == 250
+        assert codes == []
+        cursor.execute("UNLOCK TABLES")
+    for thread in stuck:
+        thread.join()
+    assert codes == [250, 250]
+    assert count(way.table) == 7
+
+
 def test_mail_with_attachments_goes_another_way(way: Way, mariadb: MariaDB, schema: str) -> None:
     ledger = Ledger()
 

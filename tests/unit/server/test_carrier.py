@@ -10,7 +10,7 @@ from gsmtpd.server.carrier import NEVER, Carrier, carry
 class Nothing:
     """A writer for which nothing waits."""
 
-    waiting = 0
+    claimable = 0
 
     def claim(self, least: int) -> list[Any]:
         return []

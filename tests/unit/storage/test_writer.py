@@ -358,6 +358,11 @@ def names_of(batch: Batch) -> list[str]:
     return [job.message.id for job, _ in batch]
 
 
+def takes(letter: Letter) -> bool:
+    """Whether a lane takes it."""
+    return not letter.message.id.startswith("big")
+
+
 def test_a_lane_claims_what_waits_and_no_thread_is_woken() -> None:
     store, owner, woken = Notebook(), Owner(), [0]
 
@@ -365,7 +370,7 @@ def test_a_lane_claims_what_waits_and_no_thread_is_woken() -> None:
         woken[0] += 1
 
     with running(store, 2) as writer:
-        writer.lane_opened(wake)
+        writer.lane_opened(wake, takes)
         submit(writer, owner, "a", "b")
         assert writer.claim(3) == []
         batch = writer.claim(2)
@@ -387,7 +392,7 @@ def test_a_lane_claims_what_waits_and_no_thread_is_woken() -> None:
 def test_what_a_lane_leaves_is_written_as_it_is() -> None:
     store, owner = Notebook(), Owner()
     with running(store, 2) as writer:
-        writer.lane_opened(lambda: None)
+        writer.lane_opened(lambda: None, takes)
         submit(writer, owner, "a", "b")
         batch = writer.claim(1)
         submit(writer, owner, "c")
@@ -402,8 +407,8 @@ def test_what_a_lane_leaves_is_written_as_it_is() -> None:
 def test_without_a_lane_threads_write_again() -> None:
     store, owner = Notebook(), Owner()
     with running(store, 2) as writer:
-        writer.lane_opened(lambda: None)
-        writer.lane_opened(lambda: None)
+        writer.lane_opened(lambda: None, takes)
+        writer.lane_opened(lambda: None, takes)
         submit(writer, owner, "a")
         writer.lane_lost()
         assert store.batches == []
@@ -417,11 +422,12 @@ def test_without_a_lane_threads_write_again() -> None:
 def test_a_lane_is_told_when_a_thread_has_written_and_more_waits() -> None:
     store, owner, woken = Notebook(), Owner(), threading.Event()
     with running(store, 2) as writer:
-        writer.lane_opened(woken.set)
+        writer.lane_opened(woken.set, takes)
         submit(writer, owner, "a")
         store.gate.clear()
         writer.poke()
         wait_for(lambda: store.batches)
+        woken.clear()
         submit(writer, owner, "b")
         assert not woken.is_set()
         store.gate.set()
@@ -430,11 +436,78 @@ def test_a_lane_is_told_when_a_thread_has_written_and_more_waits() -> None:
         writer.release()
 
 
+def test_what_no_lane_takes_shares_commits() -> None:
+    store, owner = Notebook(), Owner()
+    with running(store, 2) as writer:
+        writer.lane_opened(lambda: None, takes)
+        store.gate.clear()
+        submit(writer, owner, "big0")
+        wait_for(lambda: store.batches)
+        for number in range(1, 9):
+            submit(writer, owner, f"big{number}")
+            assert writer.claim(1) == []
+        submit(writer, owner, "a")
+        assert names_of(writer.claim(1)) == ["a"]
+        writer.release()
+        store.gate.set()
+        owner.wait(9)
+    assert store.batches == [["big0"], [f"big{number}" for number in range(1, 9)]]
+
+
+def test_lanes_go_on_beside_writers_that_are_stuck() -> None:
+    store, owner = Notebook(), Owner()
+    with running(store, 2) as writer:
+        woken = threading.Event()
+        writer.lane_opened(woken.set, takes)
+        store.gate.clear()
+        for number in (1, 2):
+            submit(writer, owner, f"big{number}")
+            writer.poke()
+            wait_for(lambda number=number: len(store.batches) == number)
+        submit(writer, owner, "a")
+        assert names_of(writer.claim(1)) == ["a"]
+        submit(writer, owner, "b")
+        assert writer.claim(1) == []  # three would write
+        woken.clear()
+        writer.poke()  # but this one waits for the stuck ones
+        assert woken.is_set()
+        assert names_of(writer.claim(1)) == ["b"]
+        submit(writer, owner, "c")
+        assert writer.claim(1) == []
+        writer.release()
+        writer.release()
+        assert names_of(writer.claim(1)) == ["c"]
+        writer.release()
+        store.gate.set()
+        owner.wait(2)
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+def test_what_a_lane_leaves_late(in_doubt: bool) -> None:
+    """It goes back unwritten, as its clients have heard 451, unless it may be stored already."""
+    store, owner, now = Notebook(), Owner(), [100.0]
+    with running(store, 1, lambda: now[0]) as writer:
+        writer.lane_opened(lambda: None, takes)
+        submit(writer, owner, "old", now=now[0])
+        now[0] += module.GIVE_UP_AFTER - 1
+        submit(writer, owner, "young", now=now[0])
+        batch = writer.claim(1)
+        now[0] += 2
+        writer.leave(batch, in_doubt)
+        writer.release()
+        owner.wait(2)
+    if in_doubt:
+        assert store.batches == [["old", "young"]]
+    else:
+        assert store.batches == [["young"]]
+        assert owner.outcomes() == {"old": Outcome.TROUBLE, "young": Outcome.STORED}
+
+
 def test_a_stop_waits_for_what_is_claimed() -> None:
     store, owner = Notebook(), Owner()
     writer = GroupCommitWriter(store, 2)
     writer.start()
-    writer.lane_opened(lambda: None)
+    writer.lane_opened(lambda: None, takes)
     submit(writer, owner, "a")
     batch = writer.claim(1)
     assert not writer.stop(0.1)
