@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import resource
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from scripts.benchlib import goals, growth, plot
 from scripts.benchlib.facts import facts
@@ -41,6 +43,10 @@ VARIANTS = {
     "4k-one-tls": _TLS,
     "4k-many-tls": _TLS,
 }
+LEVELS = ("debug", "info", "warning", "error")
+# What --from reads is there: these would measure it.
+MEASURING = ("quick", "table", "variants", "sizes", "grow", "idle", "starts", "rounds", "messages",
+             "peers", "scenarios", "waits", "wait_seconds")  # fmt: skip
 STARTS = 10
 GROW_ROUNDS = 3
 
@@ -101,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     add("--waits", type=_number, metavar="N", help="rounds at half the rate; 0: none")
     add("--wait-seconds", type=positive, metavar="N", help="how long each of them is")
     add("--processes", type=processes, default="auto", help="of gsmtpd, and of those in Python")
-    add("--log-level", default="info", help="of gsmtpd; default info, as shipped")
+    add("--log-level", default="info", choices=LEVELS, help="default info, as shipped")
     add("--json", type=Path, metavar="FILE", help="write everything there, too")
     add("--plot", type=Path, metavar="FILE", help="draw it, as PNG; needs matplotlib")
     add("--from", type=Path, nargs="+", dest="files", metavar="FILE", help="read, don't measure")
@@ -225,7 +231,24 @@ def allow() -> None:
 def main() -> int:
     """What the command line asks for; its exit status is that of `run`."""
     allow()
-    return run(parser().parse_args(), PEERS)
+    try:
+        return run(parser().parse_args(), PEERS)
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    """End with 2 for what would be found out when all is measured."""
+    if chosen.files and (some := [name for name in MEASURING if getattr(chosen, name)]):
+        _refuse(f"--{some[0].replace('_', '-')} measures, and --from does not")
+    for path in filter(None, (chosen.json, chosen.plot)):
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            _refuse(f"{path} cannot be written")
+
+
+def _refuse(why: str) -> NoReturn:
+    parser().error(why)
 
 
 def run(chosen: argparse.Namespace, builders: dict[str, Builder]) -> int:
@@ -236,11 +259,12 @@ def run(chosen: argparse.Namespace, builders: dict[str, Builder]) -> int:
     if chosen.plot and not plot.possible():
         print(f"bench: {plot.MISSING}", file=sys.stderr)
         return EXIT_UNAVAILABLE
+    _check(chosen)
     if chosen.files:
         try:
             return _finish(chosen, from_files(chosen.files))
         except WrongFileError as error:
-            parser().error(str(error))
+            _refuse(str(error))
     try:
         find_program("smtp-source")
     except MissingProgramError as error:
@@ -249,7 +273,7 @@ def run(chosen: argparse.Namespace, builders: dict[str, Builder]) -> int:
     plan = plan_from(chosen)
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if plan.idle > most - 200:
-        parser().error(f"{plan.idle} idle clients, but a process may open {most} files only")
+        _refuse(f"{plan.idle} idle clients, but a process may open {most} files only")
     where = facts()
     results, done = measured(plan, builders)
     results.facts = where
@@ -267,7 +291,7 @@ def _finish(chosen: argparse.Namespace, results: Results) -> int:
     if len(rows) > 1:
         print("\nthe goals: medians, least and greatest")
         print_table(rows)
-    if chosen.json:
+    if chosen.json and results.last_round():
         more = {"goals": [goal.as_json() for goal in judged]}
         chosen.json.write_text(to_json(results, more) + "\n")
     if chosen.plot and not plot.draw(results, chosen.plot):

@@ -413,6 +413,10 @@ def test_drawing(tmp_path: Path) -> None:
         (["--idle", "100000000"], "100000000 idle clients, but a process may open"),
         (["--from", "/nonexistent.json"], "/nonexistent.json: No such file"),
         (["--from", __file__], "was not written by scripts/bench --json"),
+        (["--from", "x.json", "--quick"], "--quick measures, and --from does not"),
+        (["--json", "/nonexistent/x.json"], "/nonexistent/x.json cannot be written"),
+        (["--json", "/"], "/ cannot be written"),
+        (["--log-level", "loud"], "invalid choice: 'loud'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
