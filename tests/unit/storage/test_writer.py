@@ -449,6 +449,8 @@ def test_what_no_lane_takes_shares_commits() -> None:
         submit(writer, owner, "a")
         assert names_of(writer.claim(1)) == ["a"]
         writer.release()
+        time.sleep(0.1)  # a second writer would have begun
+        assert store.batches == [["big0"]]
         store.gate.set()
         owner.wait(9)
     assert store.batches == [["big0"], [f"big{number}" for number in range(1, 9)]]
