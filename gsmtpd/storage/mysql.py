@@ -53,7 +53,7 @@ from gsmtpd.storage.mysql_doubt import (
     session_of,
 )
 from gsmtpd.storage.mysql_hosts import Hosts, OnAway
-from gsmtpd.storage.mysql_lane import MySQLLane, open_lane
+from gsmtpd.storage.mysql_lane import MySQLLane, make_ready
 from gsmtpd.storage.mysql_look import check_settings, read_columns
 from gsmtpd.storage.mysql_pool import FAILURES, PooledDB
 from gsmtpd.storage.mysql_query import Queries
@@ -175,9 +175,15 @@ class MySQLStore:
             try:
                 table = self._known_table(connection)
                 if not self._beside.comes_behind:
-                    size, current, well = self._statement_bytes, self._is_current, self._health.well
-                    return open_lane(
-                        connection, table, size, self._beside, current, well, self._doubt
+                    make_ready(connection, table)
+                    return MySQLLane(
+                        connection,
+                        table,
+                        self._statement_bytes,
+                        self._beside,
+                        self._is_current,
+                        self._health.well,
+                        self._doubt,
                     )
             except BaseException:
                 close(connection)

@@ -5,7 +5,7 @@ them; COMMIT when all are answered, as what one of them refuses must not be stor
 Whatever goes wrong ends the connection, and with it a transaction that is open, and leaves the
 batch to `MySQLStore.write`, which may wait, try again and look up.
 
-Nothing is prepared, connected to or asked here: `open_lane` has done that.
+Nothing is connected to or asked here; its statements were prepared by `make_ready`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OnDoubt = Callable[[Sequence[Letter], Ambiguous], None]
 class MySQLLane:
     """One connection, `used`, and the batch that is under way on it. For one thread.
 
-    limit: octets of the rows of one INSERT. current: whether the connection leads where it should,
-    to a table that is still `table`. on_stored: called where a batch is committed. on_doubt: called
-    where it is not known whether it was.
+    used: made ready for `table`. limit: octets of the rows of one INSERT. current: whether the
+    connection leads where it should, to a table that is still `table`. on_stored: called where a
+    batch is committed. on_doubt: called where it is not known whether it was.
     """
 
     def __init__(
@@ -200,18 +200,9 @@ class MySQLLane:
             self._used._force_close()
 
 
-def open_lane(
-    connection: Any,
-    table: MailTable,
-    limit: int,
-    beside: Beside,
-    current: Callable[[Host, MailTable], bool],
-    on_stored: Callable[[], None],
-    on_doubt: OnDoubt,
-) -> MySQLLane:
-    """A lane over the driver's `connection`; see MySQLLane. Raises OSError, pymysql.err.Error."""
+def make_ready(connection: Any, table: MailTable) -> None:
+    """Make the driver's `connection` fit for a lane. Raises OSError and pymysql.err.Error."""
     for rows in ROWS:
         connection.prepare(table.insert(rows))
     # Were BEGIN refused, as a query that is killed, the INSERTs behind it would be committed.
     connection.autocommit(False)
-    return MySQLLane(connection, table, limit, beside, current, on_stored, on_doubt)

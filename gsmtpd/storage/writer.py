@@ -91,7 +91,7 @@ class GroupCommitWriter:
         self._writing = 0
         # Wakes the thread that takes batches with `claim`; None: writer threads do it all.
         self._wake_carrier: Callable[[], None] | None = None
-        self._lane_takes: Takes = _nothing
+        self._lane_takes: Takes = _anything
         self._lanes = 0  # that it has
         self._claimed = 0  # batches that it has and that are not released
         # What it left to writer threads, and whether that is in doubt.
@@ -140,8 +140,7 @@ class GroupCommitWriter:
         at_once = len(message.content) * message.envelope.copies <= ENCODE_AT_ONCE
         letter = self._store.encode(message) if at_once else self._store.read(message)
         # Apart, what no lane takes gathers for a batch, too. Both appends are atomic.
-        apart = self._wake_carrier is not None and not self._lane_takes(letter)
-        (self._apart if apart else self._waiting).append((job, letter))
+        (self._waiting if self._lane_takes(letter) else self._apart).append((job, letter))
 
     def _call(self) -> None:
         """Wake a writer, if that is worth it: a busy one looks again before it sleeps."""
@@ -203,7 +202,7 @@ class GroupCommitWriter:
         """There is a lane less; without any, writer threads do it all."""
         self._lanes -= 1
         if not self._lanes:
-            self._wake_carrier, self._lane_takes = None, _nothing
+            self._wake_carrier, self._lane_takes = None, _anything
             self._call()
 
     def poke(self) -> None:
@@ -372,9 +371,9 @@ def _next_of(queues: Sequence[deque[tuple[Job, Letter]]]) -> tuple[Job, Letter] 
     return None
 
 
-def _nothing(letter: Letter) -> bool:
-    """What is taken where there is no lane."""
-    return False
+def _anything(letter: Letter) -> bool:
+    """What waits together where there is no lane."""
+    return True
 
 
 def _hand_back(jobs: list[Job]) -> None:

@@ -97,12 +97,12 @@ def finish(lane: MySQLLane) -> None:
     raise AssertionError("the batch was not committed")
 
 
-def fails(lane: MySQLLane, letters: list[Letter]) -> Exception:
-    """Have `lane` fail with `letters`, and give up; with what."""
+def fails(lane: MySQLLane, letters: list[Letter], in_doubt: bool = False) -> Exception:
+    """Have `lane` fail with `letters`, and give up; with what. in_doubt: whether it says so."""
     try:
         carry(lane, letters)
     except (pymysql.MySQLError, OSError) as error:
-        lane.give_up(error)
+        assert lane.give_up(error) is in_doubt
         return error
     raise AssertionError("it did not fail")
 
@@ -217,7 +217,7 @@ def test_a_batch_that_is_lost_on_its_way_is_stored_once(far, stored, point, acti
     with opened(store) as lane:
         letters = letters_of(store, *(message(number) for number in range(9)))
         proxy.arm(point, action, errno=1213)
-        fails(lane, letters)
+        fails(lane, letters, in_doubt=(point, action) == (Point.BEFORE_COMMIT, Action.KILL))
     assert store.write(letters) == [STORED] * 9
     assert [int(row.hash) for row in stored()] == [*range(9)]
 
@@ -238,7 +238,7 @@ def test_a_commit_whose_answer_is_lost_is_looked_up(far, stored, caplog, stored_
     with opened(store) as lane:
         letters = letters_of(store, message(1), message(2))
         proxy.arm(Point.COMMIT_REPLY if stored_by_then else Point.BEFORE_COMMIT, Action.KILL)
-        fails(lane, letters)
+        fails(lane, letters, in_doubt=True)
     assert len(stored()) == (2 if stored_by_then else 0)
     assert store.write(letters) == [STORED] * 2
     assert len(stored()) == 2
