@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,7 +42,7 @@ from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage import sqlite
-from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.base import OnOwed, StoreError
 from gsmtpd.storage.retention import Times
 from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
@@ -49,12 +50,13 @@ from gsmtpd.storage.upkeep import Chore, Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
 
 if TYPE_CHECKING:
+    from gsmtpd.handlers.dispatcher import Dispatcher
     from gsmtpd.storage.mysql import MySQLStore
 
 # What app_store makes is had from here as well.
 __all__ = [
     "Share", "check_queries", "check_store", "database_status", "keep_times", "make_body_store",
-    "make_database_store", "make_engine", "make_logs", "make_reader",
+    "make_database_store", "make_dispatcher", "make_engine", "make_logs", "make_reader",
     "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
     "spool_of", "threads", "wanted",
 ]  # fmt: skip
@@ -65,11 +67,15 @@ _LANES = 2  # of an SMTP thread: while one waits for its COMMIT, the other may b
 
 
 class Share(NamedTuple):
-    """What one process writes of the memory that all share. rows: one for each SMTP thread."""
+    """What one process shares with all. rows: one for each SMTP thread.
+
+    owed: an eventfd that wakes who runs handlers, -1 for none.
+    """
 
     counters: Counters
     rows: range
     seat: Seat
+    owed: int = -1
 
 
 def processes(config: Config) -> int:
@@ -146,15 +152,17 @@ def make_engine(
     """
     _arm_failpoints()
     servers: list[SMTPServer] = []
+    on_owed = partial(_wake, share.owed)
     away = share.counters.row(share.rows[0])
     database = make_database_store(
         config,
         partial(_limit_size, servers, config.limits.max_size, first),
         first,
         partial(away.__setitem__, Counter.HOSTS_AWAY),
+        on_owed,
     )
     lanes = _lanes(config, share) if listeners else 0
-    writer, drainers = _make_writer(config, database, bool(listeners), lanes)
+    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_owed)
     carriers: list[Carrier] = []
     if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
         carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
@@ -190,6 +198,15 @@ def make_engine(
     return Engine(servers, pool, writer, lookups, [*upkeep, *drainers])
 
 
+def make_dispatcher(config: Config, share: Share) -> Dispatcher:
+    """What runs the handlers, in a process of its own. Its row is the only one of `share`."""
+    from gsmtpd import app_handlers  # only where there are any
+    from gsmtpd.handlers.dispatcher import Shared
+
+    shared = Shared(share.counters.row(share.rows[0]), share.owed)
+    return app_handlers.make_dispatcher(config, shared)
+
+
 def _arm_failpoints() -> None:
     if directory := os.environ.get("GSMTPD_FAILPOINTS"):
         from gsmtpd.failpoints import arm  # only for tests: nothing is to cost anything otherwise
@@ -197,8 +214,19 @@ def _arm_failpoints() -> None:
         arm(directory)
 
 
+def _wake(owed: int) -> None:
+    """Tell who runs handlers that there is something to do."""
+    if owed >= 0:
+        with suppress(BlockingIOError):  # it has been told so often that it knows
+            os.eventfd_write(owed, 1)
+
+
 def _make_writer(
-    config: Config, database: sqlite.SQLiteStore | MySQLStore | None, spools: bool, lanes: int
+    config: Config,
+    database: sqlite.SQLiteStore | MySQLStore | None,
+    spools: bool,
+    lanes: int,
+    on_owed: OnOwed,
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
@@ -213,7 +241,7 @@ def _make_writer(
         return GroupCommitWriter(store, 1), []
     drainers = []
     if chosen.spool and spools:
-        own = make_draining_store(config)
+        own = make_draining_store(config, on_owed)
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))

@@ -14,6 +14,7 @@ from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
 from gsmtpd.message.row import RowMaker
 from gsmtpd.storage import mysql, mysql_schema
+from gsmtpd.storage.base import OnOwed
 from gsmtpd.storage.counter import counter_chore
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_hosts import OnAway
@@ -62,9 +63,14 @@ def make_tables(config: Config) -> str:
 
 
 def make_store(
-    config: Config, rows: RowMaker, on_capacity: mysql.OnCapacity, warn: bool, on_away: OnAway
+    config: Config,
+    rows: RowMaker,
+    on_capacity: mysql.OnCapacity,
+    warn: bool,
+    on_away: OnAway,
+    on_owed: OnOwed,
 ) -> mysql.MySQLStore:
-    """The configured database, not connected yet. on_capacity, warn, on_away: see MySQLStore."""
+    """The configured database, not connected yet. on_capacity … on_owed: see MySQLStore."""
     return mysql.MySQLStore(
         make_database(config),
         rows,
@@ -74,10 +80,11 @@ def make_store(
         on_capacity,
         query_threads(config),
         on_away,
+        on_owed=on_owed,
     )
 
 
-def make_draining_store(config: Config, rows: RowMaker) -> mysql.MySQLStore:
+def make_draining_store(config: Config, rows: RowMaker, on_owed: OnOwed) -> mysql.MySQLStore:
     """The database for what empties the spool.
 
     On one connection with a lock: when that is had, the COMMIT of a worker that was killed while
@@ -91,6 +98,7 @@ def make_draining_store(config: Config, rows: RowMaker) -> mysql.MySQLStore:
         warn=False,
         strict=config.store.durability == "strict",
         lock=f"gsmtpd spool {hashlib.sha256(spool.encode()).hexdigest()[:40]}",
+        on_owed=on_owed,
     )
 
 

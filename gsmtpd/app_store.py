@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gsmtpd.config import Config
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.storage import spool_file, sqlite
-from gsmtpd.storage.base import Store, StoreError
+from gsmtpd.storage.base import OnOwed, Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
@@ -32,15 +32,15 @@ def database_status(config: Config, away: int) -> list[dict[str, object]]:
 def make_reader(config: Config) -> MailReader:
     """A reader of the configured store. Raises StoreError."""
     if config.store.backend == "sqlite":
-        return sqlite.open_reader(config.store.sqlite.path, _bodies(config))
+        return sqlite.open_reader(config.store.sqlite.path, make_bodies(config))
     if config.store.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.open_reader(config, _bodies(config))
+        return app_mysql.open_reader(config, make_bodies(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
 
 
-def _bodies(config: Config) -> Bodies | None:
+def make_bodies(config: Config) -> Bodies | None:
     try:
         return make_body_store(config)
     except StoreError as error:
@@ -124,12 +124,14 @@ def make_store(
     on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     dedupe: bool = True,
+    handled: bool = True,
 ) -> Store:
     """The configured store, not connected yet. Raises StoreError for one that keeps nothing.
 
-    on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts.
+    on_capacity, warn: see MySQLStore. dedupe: whether dedupe_window counts. handled: whether
+    handlers act on what is stored.
     """
-    database = make_database_store(config, on_capacity, warn)
+    database = make_database_store(config, on_capacity, warn, handled=handled)
     if database is None:
         raise StoreError("[store] backend = null keeps no mail")
     return with_more(config, database, dedupe)
@@ -140,25 +142,30 @@ def make_database_store(
     on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     on_away: OnAway = lambda bits: None,
+    on_owed: OnOwed = lambda: None,
+    handled: bool = True,
 ) -> sqlite.SQLiteStore | MySQLStore | None:
-    """The configured database alone, not connected yet; None for null."""
+    """The configured database alone, not connected yet; None for null.
+
+    handled: whether handlers act on what is stored.
+    """
     chosen = config.store
-    rows = _row_maker(config)
+    rows = _row_maker(config, handled)
     durable = chosen.durability == "strict"
     if chosen.backend == "sqlite":
-        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable)
+        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable, on_owed)
     if chosen.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.make_store(config, rows, on_capacity, warn, on_away)
+        return app_mysql.make_store(config, rows, on_capacity, warn, on_away, on_owed)
     return None
 
 
-def make_draining_store(config: Config) -> MySQLStore:
+def make_draining_store(config: Config, on_owed: OnOwed) -> MySQLStore:
     """The database for what empties the spool."""
     from gsmtpd import app_mysql
 
-    return app_mysql.make_draining_store(config, _row_maker(config))
+    return app_mysql.make_draining_store(config, _row_maker(config), on_owed)
 
 
 def with_more(
@@ -182,13 +189,20 @@ def make_body_store(config: Config) -> BodyStore | None:
     return open_body_store(chosen.backend, where.host, where.port, where.unix_socket, chosen.ttl)
 
 
-def _row_maker(config: Config) -> RowMaker:
+def _row_maker(config: Config, handled: bool = True) -> RowMaker:
+    """handled: whether rows are matched with handlers."""
+    match = None
+    if handled and config.handlers.each:
+        from gsmtpd.handlers.matching import Matcher  # only where there are any
+
+        match = Matcher({each.name: each.match for each in config.handlers.each})
     return RowMaker(
         config.server.host_name,
         config.domains.primary_domain,
         Decode(config.content.decode),
         _level(config),
         config.content.spam_score_header,
+        match,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from configobj import ConfigObj  # type: ignore[import-untyped]
 
-from gsmtpd import config_tls
+from gsmtpd import config_handlers, config_tls
 from gsmtpd.config_checks import (
     CHECKS,
     Address,
@@ -50,6 +50,7 @@ from gsmtpd.config_types import (
     Config,
     ContentConfig,
     DomainsConfig,
+    HandlersConfig,
     LimitsConfig,
     ListenerConfig,
     LogConfig,
@@ -64,7 +65,8 @@ from gsmtpd.wording import printable, shown
 
 __all__ = [
     "Address", "BodyAddress", "BodyConfig", "CertificateConfig", "ClientsConfig", "Config",
-    "ConfigError", "ContentConfig", "DomainsConfig", "Keep", "LimitsConfig", "ListenerConfig",
+    "ConfigError", "ContentConfig", "DomainsConfig", "HandlersConfig", "Keep", "LimitsConfig",
+    "ListenerConfig",
     "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
     "StoreConfig", "TLSConfig", "control_socket", "dump", "load", "spool",
 ]  # fmt: skip
@@ -75,7 +77,7 @@ DEFAULT_LISTENER = "mx"  # the one there is without [listen]
 NOT_SETTINGS = ("GSMTPD_TEST_", "GSMTPD_RUN_", "GSMTPD_FAILPOINTS")  # of scripts/ and of tests
 
 _LISTENER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_FIELDS = {"address": "addresses", "host": "hosts"}  # keys that hold a list
+_FIELDS = {"address": "addresses", "host": "hosts", "class": "class_name"}  # that Python names so
 
 
 def load(
@@ -102,16 +104,18 @@ def load(
     config_tls.check_memory(tree, report)
     password, secret_file = _password(tree["store"]["mysql"], report)
     _check_backend(tree, report)
+    handlers = config_handlers.handlers(tree, spec, report)
     if log_file is not None:
         tree["log"]["file"] = _log_file(log_file, report)
     report.raise_problems()
     if verbose:
         tree["log"]["level"] = "debug"
     tree["store"]["mysql"]["password"] = password
-    made = _build(os.path.abspath(path), tree, listeners, tls, report)
+    made = _build(os.path.abspath(path), tree, listeners, tls, handlers, report)
+    secret_files = (secret_file, config_handlers.secret_file(handlers, report))
     return replace(
         made,
-        secret_files=(os.path.abspath(secret_file),) if secret_file else (),
+        secret_files=tuple(dict.fromkeys(os.path.abspath(file) for file in secret_files if file)),
         key_files=config_tls.key_files(listeners, tls),
     )
 
@@ -159,17 +163,27 @@ def dump(config: Config) -> str:
         lines += _dumped(spec[name], values)
         for inner in spec[name].sections:
             if inner == MANY:
-                many = config.listeners if name == "listen" else config.tls.names
-                named = {each.name: each for each in many}
+                named = {each.name: each for each in _many(config, name)}
             else:
                 named = {inner: getattr(values, inner)}
             for title, each in named.items():
                 lines += [f"[[{title}]]", *_dumped(spec[name][inner], each)]
+                if name == "handlers":
+                    lines += config_handlers.dumped(each)
     return "\n".join(lines) + "\n"
+
+
+def _many(config: Config, section: str) -> tuple[Any, ...]:
+    """What has a [[name]] of its own there."""
+    if section == "handlers":
+        return config.handlers.each
+    return config.listeners if section == "listen" else config.tls.names
 
 
 def _dumped(spec: Any, values: object) -> Iterator[str]:
     for key in spec.scalars:
+        if key == MANY:
+            continue
         if check_name(spec[key]) == "secret":
             yield f"# {key} is never shown"
         else:
@@ -198,7 +212,7 @@ def _read_spec() -> Any:
 def _override(tree: Any, spec: Any, environ: Mapping[str, str], report: Report) -> None:
     """Lay the GSMTPD_SECTION_KEY variables over the file.
 
-    A new name in [listen] is a listener, in [tls] a name with a certificate.
+    A new name in [listen] is a listener, in [tls] a name with a certificate, in [handlers] one.
     """
     places = _variables(tree, spec)
     for variable in sorted(environ):
@@ -221,7 +235,7 @@ def _override(tree: Any, spec: Any, environ: Mapping[str, str], report: Report) 
 
 def _variables(tree: Any, spec: Any) -> dict[str, Place]:
     """The place that each variable sets."""
-    defaults = {"listen": [DEFAULT_LISTENER], "tls": []}
+    defaults = {"listen": [DEFAULT_LISTENER], "tls": [], "handlers": []}
     places: list[Place] = []
     for place in settings(spec):
         if MANY in place.sections:
@@ -230,6 +244,9 @@ def _variables(tree: Any, spec: Any) -> dict[str, Place]:
             places += [Place((section, name), place.key) for name in names]
         else:
             places.append(place)
+    for name in tree["handlers"].sections if "handlers" in tree else ():
+        # With the settings of its own that the file has.
+        places += [Place(("handlers", name), key) for key in tree["handlers"][name].scalars]
     return {_variable(place): place for place in places}
 
 
@@ -242,8 +259,8 @@ def _variable(place: Place) -> str:
 
 def _new_name(variable: str, spec: Any) -> Place | None:
     """The place that `variable` sets in a listener, or a name for TLS, that the file lacks."""
-    for section, first in (("listen", "[A-Z0-9]"), ("tls", "_?[A-Z0-9]")):
-        keys = "|".join(key.upper() for key in spec[section][MANY].scalars)
+    for section, first in (("listen", "[A-Z0-9]"), ("tls", "_?[A-Z0-9]"), ("handlers", "[A-Z0-9]")):
+        keys = "|".join(key.upper() for key in spec[section][MANY].scalars if key != MANY)
         pattern = rf"{PREFIX}{section.upper()}_({first}[A-Z0-9_]*)_({keys})"
         if match := re.fullmatch(pattern, variable):
             name = match[1].lower()
@@ -351,6 +368,7 @@ def _build(
     tree: Any,
     listeners: tuple[ListenerConfig, ...],
     tls: TLSConfig,
+    handlers: HandlersConfig,
     report: Report,
 ) -> Config:
     """The values in `tree`, all of them good, as dataclasses: their fields are the spec's keys."""
@@ -375,6 +393,7 @@ def _build(
             mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
             body=BodyConfig(**store["body"]),
         ),
+        handlers=handlers,
         log=LogConfig(**tree["log"]),
         warnings=tuple(report.warnings),
     )

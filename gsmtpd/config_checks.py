@@ -109,6 +109,8 @@ optional_number = _check(config_numbers.optional_number)
 size = _check(config_numbers.size)
 duration = _check(config_numbers.duration)
 optional_duration = _check(config_numbers.optional_duration)
+own_number = _check(config_numbers.own_number)
+own_size = _check(config_numbers.own_size)
 
 
 @_check
@@ -323,6 +325,35 @@ def dnsbl_list(value: str) -> tuple[str, ...]:
     return _each_once(value, _blocklist)
 
 
+# Handlers
+
+
+@_check
+def smarthost(value: str) -> str:
+    """Where mail is handed over: host or host:port, as they are written here; or nothing."""
+    return config_hosts.smarthost(value) if value else ""
+
+
+@_check
+def match_list(value: str) -> tuple[str, ...]:
+    """Any number of addresses, local parts and "@domain"s, each with some "*" or none."""
+    return _each_once(value, lambda item: names.address_pattern(_bare(item)))
+
+
+@_check
+def class_name(value: str) -> str:
+    """The name of a handler, of a module, or of a class in a module; or nothing."""
+    if value and not re.fullmatch(r"[A-Za-z_][\w-]*(?:\.[A-Za-z_]\w*)*", value, re.ASCII):
+        raise ValueError(f"{shown(value)} is not a class; write e.g. magic8ball or module.Class")
+    return value
+
+
+@_check
+def setting(value: str) -> str:
+    """What the handler itself understands."""
+    return value
+
+
 def _file(item: str) -> str:
     return "@" + config_hosts.path(item[1:]) if item[:2] == "@/" else ""
 
@@ -359,7 +390,7 @@ def written(check: str, value: object) -> str:
         return "auto"
     if (check, value) in (("optional_number", None), ("path_or_no", "")):
         return "no"
-    if check == "size" and isinstance(value, int):
+    if check.endswith("size") and isinstance(value, int):
         return config_numbers.written_size(value)
     if check.endswith("duration") and isinstance(value, float):
         return config_numbers.written_duration(value)

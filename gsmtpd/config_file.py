@@ -106,6 +106,13 @@ class Report:
         """Something that may be meant so."""
         self.warnings.append(f"{self._where(place, self.lines.get(place, 0))}: {text}")
 
+    def named(self, *sections: str) -> Place:
+        """Where the name of a [[name]] comes from: its header in the file, or else a variable."""
+        header = Place(sections)
+        if header in self.lines:
+            return header
+        return next((place for place in self.variables if place.sections == sections), header)
+
     def failed(self, place: Place) -> bool:
         """Whether a problem was found there."""
         return place in self._failed
@@ -282,8 +289,8 @@ def line_of(path: str, place: Place, is_it: Callable[[str], bool]) -> int:
 
 
 def settings(spec: Any, sections: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Every key of the spec; the name of a listener is __many__."""
-    yield from (Place(sections, key) for key in spec.scalars)
+    """Every key of the spec; the name of a listener is __many__. Keys of any name are left out."""
+    yield from (Place(sections, key) for key in spec.scalars if key != MANY)
     for name in spec.sections:
         yield from settings(spec[name], (*sections, name))
 
@@ -311,8 +318,9 @@ def _settle(section: Any, spec: Any, sections: tuple[str, ...], top: Any, report
             del section[name]
     for key in list(section.scalars):
         place = Place(sections, key)
-        if isinstance(spec.get(key), str):
-            check = check_name(spec[key])
+        found = spec.get(key, spec.get(MANY))
+        if isinstance(found, str):
+            check = check_name(found)
             _check_comment(place, section.inline_comments[key] or "", check, report)
             if not report.text(place).startswith(TRIPLE_QUOTES) and not check.endswith("_list"):
                 section[key] = unquoted(section[key])

@@ -121,6 +121,12 @@ def name_server(value: str) -> NameServer:
     return NameServer(host, DNS_PORT if port is None else port)
 
 
+def smarthost(value: str) -> str:
+    """Where mail is handed over: "host", "host:port" or "[ipv6]:port" in canonical form."""
+    host, port = _host_and_port(value, 1)
+    return _bracketed(host) if port is None else f"{_bracketed(host)}:{port}"
+
+
 def _host_and_port(item: str, least: int) -> tuple[str, int | None]:
     """The parts of "host", "host:port", "[ipv6]" or "[ipv6]:port"."""
     bracketed = _BRACKETED.fullmatch(item)

@@ -57,6 +57,16 @@ def optional_duration(value: str, least: str, most: str) -> float | None:
     return duration(value, least, most) if value else None
 
 
+def own_number(value: str, least: str, most: str) -> int | None:
+    """A whole number of that range, or None for nothing."""
+    return number(value, least, most) if value else None
+
+
+def own_size(value: str, least: str, most: str) -> int | None:
+    """Bytes, or None for nothing."""
+    return size(value, least, most) if value else None
+
+
 def written_size(value: int) -> str:
     """Bytes as the file has them."""
     unit = next(u for u in ("G", "M", "K", "") if value % _SIZES[u] == 0)

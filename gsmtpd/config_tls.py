@@ -57,27 +57,18 @@ def certificates(section: Any, report: Report) -> TLSConfig:
         try:
             name = server_name(text)
         except ValidateError as error:
-            report.problem(_named(text, report), str(error))
+            report.problem(report.named("tls", text), str(error))
             continue
         if name in written:
             wrong = f"is the same name as [[{written[name]}]]; write it once"
-            report.problem(_named(text, report), wrong)
+            report.problem(report.named("tls", text), wrong)
             continue
         written[name] = text
         certificate, key = section[text]["certificate"], section[text]["key"]
         if not certificate:
-            report.problem(_named(text, report), f"has no certificate; {_WRITE}")
+            report.problem(report.named("tls", text), f"has no certificate; {_WRITE}")
         pairs[name] = CertificateConfig(name, certificate, key)
     return TLSConfig(section["certificate"], section["key"], tuple(pairs.values()))
-
-
-def _named(text: str, report: Report) -> Place:
-    """Where the name `text` comes from: its header in the file, or else a variable."""
-    header = Place(("tls", text))
-    by_variable = (Place(header.sections, key) for key in ("certificate", "key"))
-    if header in report.lines:
-        return header
-    return next((place for place in by_variable if place in report.variables), header)
 
 
 def key_files(listeners: Sequence[ListenerConfig], tls: TLSConfig) -> tuple[str, ...]:

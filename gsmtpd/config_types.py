@@ -160,6 +160,37 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerConfig:
+    """A [[name]] in [handlers]. None, and an empty smarthost: as [handlers] says.
+
+    match: in lower case. settings: of the handler's own, as they are written.
+    """
+
+    name: str
+    match: tuple[str, ...]
+    class_name: str
+    smarthost: str
+    time_limit: float | None
+    memory_limit: int | None
+    processes: int | None
+    settings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlersConfig:
+    """[handlers]: seconds and bytes. each: in the order of the file."""
+
+    directory: str
+    smarthost: str
+    time_limit: float
+    memory_limit: int
+    processes: int
+    tries: int
+    pause: float
+    each: tuple[HandlerConfig, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """[log]; an empty file leaves the choice to the caller, an empty mail_file means file."""
 
@@ -187,6 +218,7 @@ class Config:
     limits: LimitsConfig
     content: ContentConfig
     store: StoreConfig
+    handlers: HandlersConfig
     log: LogConfig
     warnings: tuple[str, ...] = field(compare=False)
     secret_files: tuple[str, ...] = field(compare=False, default=())

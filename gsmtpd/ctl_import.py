@@ -219,7 +219,7 @@ def import_(options: argparse.Namespace) -> int:
         wrong = f"{path}: no mail file yet; make it by: gsmtpctl init-db --apply"
         raise cli.Stop(cli.EX_UNAVAILABLE, wrong)
     # Whoever brings the same mail again wants it: a client's second try it is not.
-    store = app.make_store(config, dedupe=False)
+    store = app.make_store(config, dedupe=False, handled=False)
     log = logging.getLogger("gsmtpd")
     log.addHandler(logging.NullHandler())
     try:

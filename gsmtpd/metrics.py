@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from functools import reduce
 from operator import or_
 
-MAX_ROWS = 65536  # of 88 octets, and a page of memory is taken when it is first written to
+MAX_ROWS = 65536  # of 112 octets, and a page of memory is taken when it is first written to
 
 
 class Counter(IntEnum):
@@ -24,6 +24,9 @@ class Counter(IntEnum):
     CROWDED = 8  # connections answered with 421 because their address has too many
     OVERLOAD = 9  # what there is not enough of now: bits of Overload, so never summed
     HOSTS_AWAY = 10  # database hosts that are left alone now: a bit for each, so never summed
+    HANDLED = 11  # mails that a handler is done with
+    HANDLER_FAILED = 12  # calls of a handler that failed, and come again
+    HANDLER_DEAD = 13  # mails that a handler is given up for
 
 
 BITS = (Counter.OVERLOAD, Counter.HOSTS_AWAY)

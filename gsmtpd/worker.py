@@ -13,7 +13,9 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Protocol
 
 from gsmtpd import heap
 from gsmtpd.logs import Logs
@@ -32,7 +34,27 @@ _LOOK = 200  # milliseconds between two looks whether the last client has left
 _TRIM_LOOK = heap.TRIM_EVERY * 1000  # milliseconds
 
 
-def run(engine: Engine, channel: socket.socket, logs: Logs) -> None:
+class Served(Protocol):
+    """What a worker runs: an Engine, or what runs handlers."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do behind `retire`."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def retire(self) -> None:
+        """Begin nothing new."""
+
+    def stop(self) -> object:
+        """End."""
+
+    def dump(self) -> Iterable[str]:
+        """What it does, for the log."""
+
+
+def run(engine: Served, channel: socket.socket, logs: Logs) -> None:
     """Serve clients with `engine`. channel: to the master. Call it with all signals blocked."""
     worker = _Worker(engine, logs)
     channel.send(READY)
@@ -48,7 +70,7 @@ def run_one(engine: Engine, client: StdioClient, logs: Logs) -> None:
 
 
 class _Worker:
-    def __init__(self, engine: Engine, logs: Logs) -> None:
+    def __init__(self, engine: Served, logs: Logs) -> None:
         self._engine = engine
         self._logs = logs
         # A crash, or the SIGABRT that a hung worker gets, leaves what each thread did in the log.

@@ -20,7 +20,7 @@ from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.server.certificates import Certificates
-from gsmtpd.server.listeners import Listener
+from gsmtpd.server.listeners import Listener, close_listeners
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,13 @@ class Setup(NamedTuple):
 
     @property
     def processes(self) -> int:
-        """How many workers it has."""
+        """How many workers serve clients."""
         return app.processes(self.config)
+
+    @property
+    def children(self) -> int:
+        """How many workers it has: the last one runs the handlers, if there are any."""
+        return self.processes + bool(self.config.handlers.each)
 
 
 @dataclass(eq=False)
@@ -68,6 +73,11 @@ class Child:
     silent: int = 0  # looks since the last beat
     kill_at: float | None = None
     killed: bool = False  # by us, as it hung
+
+    @property
+    def role(self) -> str:
+        """What it does."""
+        return "smtp" if self.number < self.setup.processes else "handlers"
 
     @property
     def state(self) -> str:
@@ -98,6 +108,7 @@ class Workers:
     ) -> None:
         self.counters = Counters()
         self._crowd = Crowd()
+        self._owed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who runs handlers
         self.replaced = 0
         self._kept: Setup | None = kept
         self._selector = selector
@@ -114,7 +125,7 @@ class Workers:
 
     def start(self, setup: Setup) -> bool:
         """Fork the workers of `setup`; False if the system does not give all of them."""
-        forked = [self._fork(setup, number) for number in range(setup.processes)]
+        forked = [self._fork(setup, number) for number in range(setup.children)]
         return all(forked)
 
     def keep(self, setup: Setup) -> None:
@@ -164,6 +175,7 @@ class Workers:
         return [
             {
                 "pid": child.pid,
+                "role": child.role,
                 "state": child.state,
                 "seconds": round(now - child.began, 1),
                 "clients": self._count(child, Counter.CLIENTS),
@@ -213,7 +225,7 @@ class Workers:
     # Birth and death
 
     def _fork(self, setup: Setup, number: int) -> bool:
-        rows = self.counters.take(app.threads(setup.config))
+        rows = self.counters.take(app.threads(setup.config) if number < setup.processes else 1)
         seat = self._crowd.take()
         try:
             ours, theirs = socket.socketpair()
@@ -225,7 +237,7 @@ class Workers:
         pid = _forked()
         if pid == 0:
             ours.close()
-            share = app.Share(self.counters, rows, self._crowd.seat(seat))
+            share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed)
             self._be_worker(setup, number, share, theirs)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
@@ -253,21 +265,28 @@ class Workers:
             for sibling in self._children.values():
                 sibling.channel.close()
             self._in_child(setup)
-            engine = app.make_engine(
-                setup.config,
-                setup.listeners,
-                setup.policy,
-                setup.certificates,
-                share,
-                setup.logs,
-                number == 0,
-            )
-            worker.run(engine, channel, setup.logs)
+            worker.run(self._served(setup, number, share), channel, setup.logs)
             code = 0
         except BaseException:
             _log.exception("worker %d failed", os.getpid())
         finally:
             os._exit(code)
+
+    def _served(self, setup: Setup, number: int, share: app.Share) -> worker.Served:
+        """What the worker runs."""
+        if number >= setup.processes:
+            # They are served by a process that has neither listeners nor certificates.
+            close_listeners(setup.listeners)
+            return app.make_dispatcher(setup.config, share)
+        return app.make_engine(
+            setup.config,
+            setup.listeners,
+            setup.policy,
+            setup.certificates,
+            share,
+            setup.logs,
+            number == 0,
+        )
 
     def _heard(self, child: Child) -> None:
         """A worker is ready, or has closed its end."""
@@ -284,7 +303,7 @@ class Workers:
             return
         child.ready_at = time.monotonic()
         serving = [c for c in self._children.values() if c.setup is child.setup and c.ready_at]
-        if len(serving) == child.setup.processes:
+        if len(serving) == child.setup.children:
             self._on_ready(child.setup)
 
     def _hang_up(self, child: Child) -> None:

@@ -15,10 +15,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gsmtpd"
 PROTOCOL = {"smtp", "message"}
 DEPARTMENTS = PROTOCOL | {"policy", "storage", "handlers", "metrics", "maillog"}
 VALUES = {"config_numbers", "config_hosts", "config_query"}
-CONFIG = {"config", "config_types", "config_file", "config_checks", "config_tls", *VALUES}
+CONFIG = {
+    "config",
+    "config_types",
+    "config_file",
+    "config_checks",
+    "config_tls",
+    "config_handlers",
+    *VALUES,
+}
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-PARTS = {"app_policy", "app_listen", "app_mysql", "app_store"}
+PARTS = {"app_policy", "app_listen", "app_mysql", "app_store", "app_handlers"}
 RUNNING = (
     BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
 )
@@ -29,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "complaints": set(),
     "policy": PROTOCOL | {"wording", "complaints"},
     "storage": PROTOCOL | {"complaints"},
-    "handlers": PROTOCOL,
+    "handlers": PROTOCOL | {"policy", "storage", "complaints", "metrics", "__init__"},
     "metrics": set(),
     "maillog": PROTOCOL,
     "logs": {"maillog"},
@@ -42,7 +50,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_file": {"wording", "config_checks"},
     "config_types": {"config_checks"},
     "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
-    "config": {"wording", "config_file", "config_checks", "config_types", "config_tls"},
+    "config_handlers": {"wording", "config_file", "config_types"},
+    "config": {
+        "wording",
+        "config_file",
+        "config_checks",
+        "config_types",
+        "config_tls",
+        "config_handlers",
+    },
     "signals": set(),
     "privileges": set(),
     "systemd": set(),
@@ -52,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_policy": BUILDING,
     "app_listen": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
+    "app_handlers": BUILDING | {"app_store", "app_mysql"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints"},

@@ -75,6 +75,7 @@ _find_fields = re.compile(
 _match_section = re.compile(
     rf"(?:\n{_MBOX_LINE})?(?:\n[!-9;-~]++{_COLON}{_BODY}){{0,{MAX_FIELDS}}}", re.ASCII
 ).match
+_is_name = re.compile(r"[!-9;-~]+", re.ASCII).fullmatch
 # In a section of 2 KB: 0.7 us, where bytes.find takes 1.1.
 _find_end = re.compile(rb"\r\n\r\n").search
 
@@ -117,6 +118,21 @@ def _fields(content: bytes) -> list[tuple[str, str]]:
         fields = _match_section(section)
         return _find_fields(section, 0, fields.end() if fields else 0)
     return _find_fields(section)
+
+
+def read_fields(content: bytes, name: str) -> list[str]:
+    """Each field of that name in the message `content`: decoded, in one line; never raises.
+
+    Encoded words are decoded (RFC 2047), so what comes out is for reading: of addresses in it
+    `read_headers` is to be asked. Only `MAX_HEADER` octets and `MAX_FIELDS` fields are read.
+    """
+    if _is_name(name) is None:
+        return []
+    end = _find_end(content, 0, MAX_HEADER)
+    section = "\n" + str(content[: end.start() if end else MAX_HEADER], "latin-1")
+    fields = _match_section(section)
+    find = re.compile(rf"\n{re.escape(name)}{_COLON}({_BODY})", re.ASCII | re.IGNORECASE).findall
+    return [unstructured(body) for body in find(section, 0, fields.end() if fields else 0)]
 
 
 # ---- Content-Type ------------------------------------------------------------------------------

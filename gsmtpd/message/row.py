@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from hashlib import sha256
@@ -64,6 +64,20 @@ class Row(NamedTuple):
     mail: bytes
 
 
+class Delivery(NamedTuple):
+    """A row that a handler is to act on, once it is stored.
+
+    handler: its name. recipient, to: the columns of the row, which with `hash` say which it is.
+    """
+
+    handler: str
+    recipient: str
+    to: str
+
+
+Match = Callable[[Mailbox, Mailbox], Iterable[str]]
+"""The names of the handlers for a recipient and the mailbox that its mail goes into."""
+
 COLUMNS = tuple(name.rstrip("_") for name in Row._fields)
 TEXTS = COLUMNS[: COLUMNS.index("spam_score")]
 NUMBERS = COLUMNS[len(TEXTS) : -1]
@@ -124,7 +138,8 @@ class RowMaker:
 
     host_name: of this server, said in Received. primary_domain: the domain that the column `to`
     gets in place of the recipient's, or None to leave it. compress: zlib's level, 1 to 9, or None.
-    spam_score_header: the field that holds a score, or "".
+    spam_score_header: the field that holds a score, or "". handlers: which act on a row; None where
+    there are none.
     """
 
     def __init__(
@@ -134,12 +149,14 @@ class RowMaker:
         decode: Decode = Decode.BODY,
         compress: int | None = None,
         spam_score_header: str = "",
+        handlers: Match | None = None,
     ) -> None:
         self._host_name = host_name
         self._primary_domain = primary_domain
         self._decode = decode
         self._compress = compress
         self._score = score_reader(spam_score_header) if spam_score_header else None
+        self._handlers = handlers
 
     def read(self, message: Message) -> Reading:
         """Read and compress `message`, once for all its rows; never raises for its content."""
@@ -192,11 +209,7 @@ class RowMaker:
             len(content),
         )
         for recipient, mailbox in _copies(envelope):
-            full = self._full(mailbox)
-            to = str(full)
-            address = to if mailbox is recipient else str(self._full(recipient))
-            if self._primary_domain:
-                to = f"{full.local}@{self._primary_domain}"
+            address, to = self._addresses(recipient, mailbox)
             if held:
                 mail = b""
             else:
@@ -206,7 +219,7 @@ class RowMaker:
             yield Row._make(
                 (
                     *front,
-                    cut(to, WIDTHS["to"]),
+                    to,
                     subject,
                     text,
                     charset,
@@ -228,6 +241,33 @@ class RowMaker:
     def marks_encoding(self) -> bool:
         """Whether the column `body` tells how `mail` is to be read."""
         return self._decode is not Decode.BODY
+
+    @property
+    def has_handlers(self) -> bool:
+        """Whether `deliveries` may find something."""
+        return self._handlers is not None
+
+    def deliveries(self, message: Message) -> tuple[Delivery, ...]:
+        """What handlers are to act on of `message`, each row once."""
+        match = self._handlers
+        if match is None:
+            return ()
+        return tuple(
+            dict.fromkeys(
+                Delivery(name, *self._addresses(recipient, mailbox))
+                for recipient, mailbox in _copies(message.envelope)
+                for name in match(self._full(recipient), self._full(mailbox))
+            )
+        )
+
+    def _addresses(self, recipient: Mailbox, mailbox: Mailbox) -> tuple[str, str]:
+        """The columns `recipient` and `to`."""
+        full = self._full(mailbox)
+        to = str(full)
+        address = to if mailbox is recipient else str(self._full(recipient))
+        if self._primary_domain:
+            to = f"{full.local}@{self._primary_domain}"
+        return address, cut(to, WIDTHS["to"])
 
     def recipients(self, message: Message) -> list[str]:
         """The column `recipient` of its rows."""

@@ -27,6 +27,7 @@ _ORDINARY = re.compile(_ORDINARY_NAME)
 _ORDINARY_ADDRESS = re.compile(rf"[a-z0-9_+=\-]++(?:\.[a-z0-9_+=\-]++)*+@{_ORDINARY_NAME}")
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _ORDINARY_NETWORK = re.compile(rf"(?:{_BYTE}\.){{3}}(?:{_BYTE}|0/24)")
+_MAX_STARS = 3
 _JOINERS = "\u200c\u200d"
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 section 3.1
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses, RFC 4291 section 2.5.5.2
@@ -185,6 +186,28 @@ def address_item(text: str) -> str:
         return local_part(text)
     local, _, name = text.rpartition("@")
     return f"{local_part(local, text)}@{domain(name)}"
+
+
+def address_pattern(text: str) -> str:
+    """Who is meant, as `address_item` has it; but a "*" stands for any characters but "@".
+
+    At most three of them: each more makes a look for it as many times longer as an address is long.
+    """
+    if "*" not in text:
+        return address_item(text)
+    _check_no_file(text)
+    if text.count("*") > _MAX_STARS:
+        raise ValueError(f"{shown(text)} has too many *; write {_MAX_STARS} at most")
+    # Is it one with an ordinary character in its place? Not a digit: no domain ends in such.
+    plain = "" if '"' in text or not text.isascii() else text.lower().replace("*", "x")
+    try:
+        good = plain and address_item(plain) == plain
+    except ValueError:
+        good = False
+    if not good:
+        right = "write one like info-*@example.com, sales* or @*.example.com"
+        raise ValueError(f"{shown(text)} is not a pattern of addresses; {right}")
+    return text.lower()
 
 
 def local_part(text: str, address: str = "") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from gsmtpd.message.row import Message, Reading
+from gsmtpd.message.row import Delivery, Message, Reading
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +39,18 @@ class Letter(NamedTuple):
     """A message that has been read, ready to be stored.
 
     form: the store's own, None where it is still to be made. held: the name of the body store that
-    has its octets, "" where they go into the row.
+    has its octets, "" where they go into the row. deliveries: what is put into the outbox with it.
     """
 
     message: Message
     reading: Reading
     form: Any = None
     held: str = ""
+    deliveries: tuple[Delivery, ...] = ()
+
+
+OnOwed = Callable[[], None]
+"""Called where mail was stored that handlers are to act on; from any thread."""
 
 
 class StoreError(Exception):

@@ -24,7 +24,7 @@ import pymysql
 
 from gsmtpd.message.body import NOTHING
 from gsmtpd.message.row import Message, RowMaker
-from gsmtpd.storage.base import Health, Letter, Outcome, Result, StoreError
+from gsmtpd.storage.base import Health, Letter, OnOwed, Outcome, Result, StoreError
 from gsmtpd.storage.dedupe import COLUMNS, MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.mysql_beside import Beside
 from gsmtpd.storage.mysql_connection import (
@@ -78,7 +78,7 @@ class MySQLStore:
     strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
     threads use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
-    on_away, lock: see Hosts; with a lock there is one connection.
+    on_away, lock: see Hosts; with a lock there is one connection. on_owed: see OnOwed.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class MySQLStore:
         lookups: int = 0,
         on_away: OnAway = lambda bits: None,
         lock: str = "",
+        on_owed: OnOwed = lambda: None,
     ) -> None:
         self._database = database
         self._rows = rows
@@ -99,6 +100,7 @@ class MySQLStore:
         self._strict = strict
         self._on_capacity = on_capacity
         self._health = Health("mysql")
+        self._on_owed = on_owed
         self._lock = threading.Lock()
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
@@ -106,7 +108,7 @@ class MySQLStore:
         self._tries = 1 if lock else _TRIES
         self._hosts = Hosts(database, warn, on_away, lock)
         self.can_write = self._hosts.can_write
-        self._beside = Beside(database.table, warn)
+        self._beside = Beside(database.table, warn, rows.has_handlers)
         self._said_as_it_is = False
         self._doubts = Doubts(database.table, self._ask)
         # Batches of lanes whose COMMIT is in doubt, by the id of their first message.
@@ -142,7 +144,7 @@ class MySQLStore:
 
     def read(self, message: Message) -> Letter:
         """Read `message`, for all its rows."""
-        return Letter(message, self._rows.read(message))
+        return Letter(message, self._rows.read(message), deliveries=self._rows.deliveries(message))
 
     def encode(self, message: Message) -> Letter:
         """Make the SQL values of `message`, if the table's columns are known by now."""
@@ -162,8 +164,13 @@ class MySQLStore:
             return self._settle(letters, doubt)
         except (pymysql.MySQLError, StoreError, OSError) as error:
             return self._after_error(letters, error)
-        self._health.well()
+        self._stored(letters)
         return [Outcome.STORED] * len(letters)
+
+    def _stored(self, letters: Sequence[Letter]) -> None:
+        self._health.well()
+        if any(letter.deliveries for letter in letters):
+            self._on_owed()
 
     def open_lane(self) -> MySQLLane | None:
         """A connection for one thread that must not wait; None if that is not enough here.
@@ -182,7 +189,7 @@ class MySQLStore:
                         self._statement_bytes,
                         self._beside,
                         self._is_current,
-                        self._health.well,
+                        self._stored,
                         self._doubt,
                     )
             except BaseException:
@@ -341,6 +348,7 @@ class MySQLStore:
             return [*self._look_up(letters, second)[1]]
         except (pymysql.MySQLError, StoreError, OSError) as error:
             return self._after_error(letters, error)
+        self._stored(letters)
         return [Outcome.STORED] * len(letters)
 
     def _look_up(self, letters: Sequence[Letter], doubt: Ambiguous) -> tuple[bool, list[Outcome]]:

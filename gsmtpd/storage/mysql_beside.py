@@ -1,6 +1,7 @@
-"""What is written beside the mail, in its transaction? Its attachments, and how much came.
+"""What is written beside the mail, in its transaction? Its attachments, how much came, the outbox.
 
-None of it may cost mail: without a table, or the right to write there, it is left out.
+Neither of the first two may cost mail: without a table, or the right to write there, they are left
+out. But where handlers are configured each mail is promised to them: no mail is stored without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gsmtpd.storage.base import LISTED, Letter
 from gsmtpd.storage.literal import text_literal
 from gsmtpd.storage.mysql_connection import ALTERED, DENIED, LOST, code_of
 from gsmtpd.storage.mysql_table import MailTable
+from gsmtpd.storage.outbox import INSERT_MANY, INSERT_NONE, outbox_rows
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +42,13 @@ _ROWS_AT_ONCE = 500
 class Beside:
     """What can be written beside the mail table `table`, as `look` has found.
 
-    warn: say in the log what cannot.
+    warn: say in the log what cannot. owes: whether mail may come that handlers are to act on.
     """
 
-    def __init__(self, table: str, warn: bool) -> None:
+    def __init__(self, table: str, warn: bool, owes: bool = False) -> None:
         self._table = table
         self._warn = warn
+        self._owes = owes
         self._said: set[str] = set()
         self._has_moments = False
         self._is_ours = False
@@ -58,7 +61,13 @@ class Beside:
         self._counted_at = time.monotonic()
 
     def look(self, cursor: Any, table: MailTable) -> None:
-        """See which tables are there beside `table`, and may be written."""
+        """See which tables are there beside `table`, and may be written.
+
+        Raises StoreError where `table` cannot have an outbox, and pymysql.err.Error without one.
+        """
+        if self._owes:
+            table.require(("mail_id", "hash", "recipient", "to"))
+            cursor.execute(f"{INSERT_NONE} SELECT {', '.join(['0'] * 6)} FROM DUAL{_NONE}")
         self._has_moments = table.has_moments
         self._is_ours = table.has("mail_encoding")
         self._keeps_attachments = (
@@ -121,7 +130,7 @@ class Beside:
             with_some = [letter for letter in letters if self.asks(letter)]
             for first in range(0, len(with_some), _ROWS_AT_ONCE):
                 self._write_attachments(cursor, with_some[first : first + _ROWS_AT_ONCE])
-        for statement in self.statements(len(letters)):
+        for statement in self.statements(letters):
             cursor.execute(statement)
 
     @property
@@ -133,9 +142,19 @@ class Beside:
         """Whether `write` asks the database for something, where `letter` is stored."""
         return self._keeps_attachments and bool(letter.reading.body.attachments)
 
-    def statements(self, messages: int) -> list[str]:
-        """What `write` executes for so many messages of which it `asks` nothing."""
-        return [_received(messages)] if self._keeps_received else []
+    def statements(self, letters: Sequence[Letter]) -> list[str]:
+        """What `write` executes for `letters` of which it `asks` nothing."""
+        made = [_received(len(letters))] if self._keeps_received else []
+        # Not left out where it cannot be written: a handler is promised each mail that is stored.
+        deliveries = [
+            f"({','.join(map(text_literal, row[:-1]))},{row[-1]})"
+            for letter in letters
+            if letter.deliveries
+            for row in outbox_rows(letter)
+        ]
+        if deliveries:
+            made.append(INSERT_MANY + ",".join(deliveries))
+        return made
 
     def _write_attachments(self, cursor: Any, letters: Sequence[Letter]) -> None:
         # Asked for, instead of reckoned from LAST_INSERT_ID(): that is right for no setting of

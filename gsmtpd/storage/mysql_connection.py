@@ -44,6 +44,10 @@ LOST = {0, 1053, 1152, 1158, 1159, 1160, 1161, 1317, 1927, 2002, 2003, 2006, 201
 REFUSED = {1048, 1062, 1118, 1153, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1452, 1644, 3819, 4025}
 
 
+# Tables that mail may be refused for, beside its own.
+OTHERS = ("mail_attachment", "mail_outbox", "mail_note", "mail_reply")
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """Where a database server listens: a TCP address, or a socket path."""
@@ -160,16 +164,24 @@ def explain(error: BaseException, database: Database) -> str:
     if code == 1049:
         return f"there is no database {database.database!r} at {where}; CREATE DATABASE it first"
     if code == 1146:
-        return f"there is no table {database.table!r}; make it by: gsmtpctl init-db --apply"
+        name = _table_of(error, database)
+        return f"there is no table {name!r}; make it by: gsmtpctl init-db --apply"
     if code in DENIED:
         return (
             f"user {database.user!r} has no right to SELECT and INSERT in"
-            f" {database.database}.{database.table}; GRANT it"
+            f" {database.database}.{_table_of(error, database)}; GRANT it"
         )
     if code == 1461:
         return f"{where} keeps no more prepared statements; raise its max_prepared_stmt_count"
     text = (error.args[1] if len(error.args) > 1 else error) or "the connection was lost"
     return f"database at {where}: {text} (error {code})"
+
+
+def _table_of(error: BaseException, database: Database) -> str:
+    """The table that the server's `error` is about: the mail table, or one beside it."""
+    text = str(error.args[1]) if len(error.args) > 1 else ""
+    found = (name for name in OTHERS if f"{name}'" in text or f"{name}`" in text)
+    return next(found, database.table)
 
 
 def store_error(error: BaseException, database: Database) -> StoreError:

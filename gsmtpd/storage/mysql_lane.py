@@ -42,8 +42,8 @@ class MySQLLane:
     """One connection, `used`, and the batch that is under way on it. For one thread.
 
     used: made ready for `table`. limit: octets of the rows of one INSERT. current: whether the
-    connection leads where it should, to a table that is still `table`. on_stored: called where a
-    batch is committed. on_doubt: called where it is not known whether it was.
+    connection leads where it should, to a table that is still `table`. on_stored: called with a
+    batch that is committed. on_doubt: called where it is not known whether it was.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MySQLLane:
         limit: int,
         beside: Beside,
         current: Callable[[Host, MailTable], bool],
-        on_stored: Callable[[], None],
+        on_stored: Callable[[Sequence[Letter]], None],
         on_doubt: OnDoubt,
     ) -> None:
         assert used._sock is not None
@@ -104,7 +104,7 @@ class MySQLLane:
                 raise pymysql.err.OperationalError(1153, "more than a packet")
             parts += packet
             answers += 1
-        for sql in self._beside.statements(len(letters)):
+        for sql in self._beside.statements(letters):
             parts.append(query(sql))
             answers += 1
         self._ask(b"".join(parts), answers)
@@ -172,8 +172,8 @@ class MySQLLane:
         """The batch is committed, and another may come."""
         assert self._committing and not self._open_answers
         self._committing = False
-        self._letters = ()
-        self._on_stored()
+        stored, self._letters = self._letters, ()
+        self._on_stored(stored)
 
     def check_time(self, now: float) -> None:
         """Raises TimeoutError where the server takes too long. now: monotonic seconds."""

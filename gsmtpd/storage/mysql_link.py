@@ -61,6 +61,10 @@ class Link:
         found = self.rows(sql, *arguments)
         return found[0][0] if found else None
 
+    def cursor(self) -> Any:
+        """A cursor of the driver's."""
+        return self._connected().cursor()
+
     def execute(self, sql: str, *arguments: object) -> int:
         """How many rows the statement changed."""
         with self._connected().cursor() as cursor:

@@ -38,8 +38,10 @@ class StoredMail(NamedTuple):
     return_path: str
     ip_addr: str
     helo: str
+    is_tls: int = 0
 
 
+_NO = (0, "", "0", "\0")  # is_tls as a number, or missing, or as text, or as bit(1)
 _IP_ADDR = StoredMail._fields.index("ip_addr")
 
 
@@ -359,7 +361,9 @@ class SQLReader:
 def _mail(row: Sequence[Any]) -> StoredMail:
     values: list[Any] = [value if isinstance(value, int) else _text(value) for value in row]
     mail = StoredMail(*values)
-    return mail._replace(size=mail.size or 0, ip_addr=_ip(row[_IP_ADDR]))
+    return mail._replace(
+        size=mail.size or 0, ip_addr=_ip(row[_IP_ADDR]), is_tls=int(mail.is_tls not in _NO)
+    )
 
 
 def _text(value: object) -> str:

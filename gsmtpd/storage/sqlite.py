@@ -14,12 +14,14 @@ from gsmtpd.storage.base import (
     LISTED,
     Health,
     Letter,
+    OnOwed,
     Outcome,
     Result,
     StoreError,
     StorePermissionError,
 )
 from gsmtpd.storage.dedupe import MAX_CANDIDATES, Copy, Key, candidates, rows_of
+from gsmtpd.storage.outbox import INSERT, outbox_rows
 from gsmtpd.storage.reader import Bodies, SQLReader
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.sqlite_file import folder_of, identity, open_wal
@@ -76,8 +78,8 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 def _has_all(connection: sqlite3.Connection) -> bool:
     """Whether nobody has dropped a table that each mail is written to."""
-    names = ("new_mail", "mail_attachment", "gm2_setting")
-    sql = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?)"
+    names = ("new_mail", "mail_attachment", "gm2_setting", "mail_outbox")
+    sql = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?, ?)"
     found: int = connection.execute(sql, names).fetchone()[0]
     return found == len(names)
 
@@ -128,16 +130,23 @@ def _writable(path: str) -> bool:
 class SQLiteStore:
     """Keeps mail in the SQLite file at `path`. Several processes may share the file.
 
-    durable: whether a commit survives a power cut.
+    durable: whether a commit survives a power cut. on_owed: see OnOwed.
     """
 
-    def __init__(self, path: str, rows: RowMaker, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        rows: RowMaker,
+        durable: bool = True,
+        on_owed: OnOwed = lambda: None,
+    ) -> None:
         self._path = path
         self._rows = rows
         self._durable = durable
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
+        self._on_owed = on_owed
         self._queries = Queries(partial(connect, path, durable), partial(identity, path))
 
     def prepare(self) -> None:
@@ -146,12 +155,12 @@ class SQLiteStore:
 
     def read(self, message: Message) -> Letter:
         """Read `message`, for all its rows."""
-        return Letter(message, self._rows.read(message))
+        return Letter(message, self._rows.read(message), deliveries=self._rows.deliveries(message))
 
     def encode(self, message: Message) -> Letter:
         """Make the rows of `message`."""
-        reading = self._rows.read(message)
-        return Letter(message, reading, list(self._rows.rows(message, reading)))
+        letter = self.read(message)
+        return letter._replace(form=list(self._rows.rows(message, letter.reading)))
 
     def write(self, letters: Sequence[Letter]) -> list[Result]:
         """Store `letters` in one transaction."""
@@ -162,6 +171,8 @@ class SQLiteStore:
         except sqlite3.Error as error:
             return self._after_error(letters, error)
         self._health.well()
+        if any(letter.deliveries for letter in letters):
+            self._on_owed()
         return [Outcome.STORED] * len(letters)
 
     def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
@@ -238,6 +249,9 @@ class SQLiteStore:
             connection.executemany(_INSERT, chain.from_iterable(made))
             connection.executemany(_INSERT_ATTACHMENT, attached)
             connection.execute(_COUNT, (len(letters),))
+            for letter in letters:
+                if letter.deliveries:
+                    connection.executemany(INSERT % "?, ?, ?, ?, ?, ?", outbox_rows(letter))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

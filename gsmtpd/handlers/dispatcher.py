@@ -1,0 +1,170 @@
+"""Who sees to it that each handler gets its mail? One process, with a thread for each runner.
+
+A thread takes entries out of the outbox when they are due, has its runner act on each, and writes
+down what has become of it. A handler that is slow or hangs keeps its own mail waiting, and nobody
+else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from gsmtpd.handlers.hand import Hand, Plan
+from gsmtpd.metrics import Counter
+from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.outbox import Outbox, Session
+
+_log = logging.getLogger(__name__)
+
+LOOK = 1.0  # seconds between two looks for what is due by now, or comes from another machine
+_AFTER_TROUBLE = 5.0  # seconds
+_SWEEP_EACH = 3600.0
+_SWEEP_PAUSE = 0.2  # seconds between two steps
+_STOP_WITHIN = 2.0  # seconds for threads whose runner was ended
+_FORGOTTEN_AFTER = 86400.0  # seconds behind a reply
+_SWEPT = ("mail_note", "mail_outbox")
+
+
+class Shared(NamedTuple):
+    """What the process shares with others. row: of the counters. owed: the eventfd, -1 for none."""
+
+    row: memoryview[int]
+    owed: int
+
+
+class Dispatcher:
+    """Runs `plans`. Start it behind the fork. It can be served by gsmtpd.worker.
+
+    open_session: makes a connection to the outbox for one thread. owner: see Outbox; it begins with
+    `place`, by which `is_gone` tells whether such a one is dead.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        open_session: Callable[[], Session],
+        owner: str,
+        place: str,
+        is_gone: Callable[[str], bool],
+        shared: Shared,
+    ) -> None:
+        self._stopped = threading.Event()
+        self._due = threading.Event()
+        self._lock = threading.Lock()
+        self._place = place
+        self._is_gone = is_gone
+        self._shared = shared
+        self._session = open_session()
+        self._outbox = Outbox(self._session, owner)
+        self._swept_at = time.monotonic() - random.uniform(0, _SWEEP_EACH)
+        self._given_back = False
+        self._hands = [
+            Hand(plan, open_session(), owner, self._stopped, self._count, first=number == 0)
+            for plan in plans
+            for number in range(plan.processes)
+        ]
+        self._threads = [
+            threading.Thread(target=self._watch, name="handlers", daemon=True),
+            threading.Thread(target=self._look_out, name="outbox", daemon=True),
+        ]
+
+    def _count(self, counter: Counter) -> None:
+        with self._lock:
+            self._shared.row[counter] += 1
+
+    # ---- as a worker runs it ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all threads."""
+        for thread in self._threads:
+            thread.start()
+        for hand in self._hands:
+            hand.start()
+
+    def retire(self) -> None:
+        """Take no more; what is being done is finished."""
+        self._stopped.set()
+        self._due.set()
+        for hand in self._hands:
+            hand.wake()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all has ended behind `retire`."""
+        return self._stopped.is_set() and not any(hand.is_alive() for hand in self._hands)
+
+    def stop(self) -> None:
+        """End now. What a handler is at is cut short, and handed over again later."""
+        self.retire()
+        for hand in self._hands:
+            hand.cut_short()
+        deadline = time.monotonic() + _STOP_WITHIN
+        for hand in self._hands:
+            hand.join(max(0.0, deadline - time.monotonic()))
+
+    def dump(self) -> list[str]:
+        """What it does, for the log."""
+        return [str(hand) for hand in self._hands]
+
+    # ---- threads ---------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Wait for workers to say that something is owed; beat."""
+        poll = select.poll()
+        if self._shared.owed >= 0:
+            poll.register(self._shared.owed, select.POLLIN)
+        while True:
+            if poll.poll(LOOK * 1000):
+                with suppress(BlockingIOError):  # another dispatcher, around a reload, was faster
+                    os.eventfd_read(self._shared.owed)
+            self._shared.row[Counter.BEATS] += 1
+            self._due.set()
+
+    def _look_out(self) -> None:
+        """Wake those for whom something is due."""
+        while not self._stopped.is_set():
+            self._due.wait()
+            self._due.clear()
+            try:
+                self._give_back()
+                busy = self._outbox.busy(time.time())
+                for hand in self._hands:
+                    if hand.name in busy:
+                        hand.wake()
+                self._sweep()
+            except StoreError:
+                self._stopped.wait(_AFTER_TROUBLE)  # each hand says so
+            except Exception:
+                _log.exception("handlers: unexpected trouble")
+                self._stopped.wait(_AFTER_TROUBLE)
+        self._session.close()
+
+    def _give_back(self) -> None:
+        """Have what a process that was killed had in hand be due at once."""
+        if self._given_back:
+            return
+        for owner in self._outbox.owners(self._place):
+            if self._is_gone(owner):
+                entries = self._outbox.give_back(owner, time.time())
+                _log.warning("handlers: %d mails that a process had in hand, which died", entries)
+        self._given_back = True
+
+    def _sweep(self) -> None:
+        """Delete, now and then, what nobody needs any more."""
+        if time.monotonic() - self._swept_at < _SWEEP_EACH:
+            return
+        self._swept_at = time.monotonic()
+        self._outbox.forget_replies(time.time() - _FORGOTTEN_AFTER)
+        for table in _SWEPT:
+            after: int | None = 0
+            while after is not None and not self._stopped.is_set():
+                after = self._outbox.sweep(table, after)
+                self._stopped.wait(_SWEEP_PAUSE)

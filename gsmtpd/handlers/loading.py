@@ -1,0 +1,78 @@
+"""Where is the class of a handler? Shipped with gsmtpd, installed beside it, or in a plain file.
+
+Loading runs code that is not gsmtpd's, so only a runner does it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from importlib.metadata import entry_points
+
+from gsmtpd.handlers.handler import Handler, HandlerError
+
+GROUP = "gsmtpd.handlers"
+SHIPPED = {
+    "autoreply": "gsmtpd.handlers.autoreply:AutoReply",
+    "command": "gsmtpd.handlers.command:Command",
+    "forward-to-maildir": "gsmtpd.handlers.maildir:ForwardToMaildir",
+    "magic8ball": "gsmtpd.handlers.magic8ball:Magic8Ball",
+    "webhook": "gsmtpd.handlers.webhook:Webhook",
+}
+
+
+def load(name: str, directory: str) -> type[Handler]:
+    """The class called `name`: one of gsmtpd's, an entry point of the group "gsmtpd.handlers",
+    "module.Class", or "module", where that has one handler.
+
+    directory: where modules are looked for first, "" for nowhere. Raises HandlerError.
+    """
+    if directory and directory not in sys.path:
+        sys.path.insert(0, directory)
+    where = SHIPPED.get(name) or _installed(name) or name
+    module, _, attribute = where.partition(":")
+    if not attribute and "." in module:
+        module, _, attribute = module.rpartition(".")
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise HandlerError(_unknown(name, module, directory)) from error
+        raise HandlerError(f"{name}: {module} cannot be loaded: {_said(error)}") from error
+    found = getattr(loaded, attribute, None) if attribute else _only(loaded, name)
+    if not (inspect.isclass(found) and issubclass(found, Handler)):
+        raise HandlerError(f"{name}: {module} has no handler {attribute}; it must be a Handler")
+    return found
+
+
+def _installed(name: str) -> str:
+    for entry in entry_points(group=GROUP, name=name):
+        return entry.value
+    return ""
+
+
+def _only(module: object, name: str) -> type[Handler]:
+    own = [
+        each
+        for each in vars(module).values()
+        if inspect.isclass(each)
+        and issubclass(each, Handler)
+        and each.__module__ == getattr(module, "__name__", "")
+    ]
+    if len(own) != 1:
+        names = ", ".join(each.__name__ for each in own) or "none"
+        raise HandlerError(f"{name}: has not one handler but {names}; write {name}.Class")
+    return own[0]
+
+
+def _unknown(name: str, module: str, directory: str) -> str:
+    where = f"{directory}/{module}.py, " if directory else ""
+    return (
+        f"{name}: there is no {where}no module {module} and no handler of that name; those of"
+        f" gsmtpd are {', '.join(SHIPPED)}"
+    )
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

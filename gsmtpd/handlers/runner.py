@@ -1,0 +1,127 @@
+"""What does a runner do? It is the process in which one handler acts on one mail after another.
+
+It has no descriptor but its own end of the wire, no password of gsmtpd's, and a limit of memory.
+Whatever becomes of it costs the mail that it has, and that one is handed over again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from gsmtpd.handlers import replying
+from gsmtpd.handlers.handler import Discard, GiveUpError, Handler, HandlerError, Later, RetryError
+from gsmtpd.handlers.loading import load
+from gsmtpd.handlers.mail import Facts, Mail
+from gsmtpd.handlers.wire import Wire, WireError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Serve the wire, whose descriptor is the argument, until it is closed."""
+    _die_with_parent()
+    wire = Wire(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        task, _ = wire.hear()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        memory = task["memory_limit"]
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        try:
+            handler = _prepared(task)
+        except Exception as error:
+            wire.say({"refused": _one_line(str(error))})
+            return
+        wire.say({"ready": True})
+        while True:
+            frame, octets = wire.hear()
+            wire.say(_handled(handler, Mail(Facts(**frame["facts"]), octets), task, wire))
+    except WireError:
+        pass  # it is closed: there is no more to do
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(0)
+
+
+def _prepared(task: dict[str, Any]) -> Handler:
+    """The handler, with its settings. Raises HandlerError, and what its own code raises."""
+    made = load(task["handler"], task["directory"])
+    settings: dict[str, str] = task["settings"]
+    unknown = [name for name in settings if name not in made.defaults]
+    if unknown:
+        known = ", ".join(made.defaults) or "none"
+        raise HandlerError(f"{unknown[0]}: unknown key; {task['handler']} has {known}")
+    if made.replies and not task["smarthost"]:
+        raise HandlerError(f"{task['handler']} replies; write smarthost = host:port in [handlers]")
+    handler = made()
+    handler.settings = {**made.defaults, **settings}
+    handler.prepare()
+    return handler
+
+
+def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> dict[str, Any]:
+    """What has become of `mail`, as a frame."""
+
+    def may_reply(address: str) -> bool:
+        wire.say({"ask": "may_reply", "address": address})
+        return wire.hear()[0].get("may") is True
+
+    try:
+        result = handler.handle(mail)
+        if isinstance(result, Later):
+            # It is handed over again as if it had never been: so nothing is noted or sent yet.
+            return _later(result)
+        if result is not None and not isinstance(result, Discard):
+            said = f"it returned {type(result).__name__}, which is no result"
+            return {"failed": said, "again": False}
+        reply = replying.send(mail, task, may_reply)
+    except WireError:
+        raise
+    except GiveUpError as error:
+        return {"failed": _one_line(str(error)), "again": False}
+    except RetryError as error:
+        return {"failed": _one_line(str(error)), "again": True, "after": _seconds(error.after)}
+    except MemoryError:
+        gc.collect()
+        return {"failed": "MemoryError: it wants more than memory_limit", "again": True}
+    except BaseException as error:
+        traceback.print_exc()
+        return {"failed": _one_line(f"{type(error).__name__}: {error}"), "again": True}
+    discard = result is not None
+    return {"done": True, "notes": mail.notes, "discard": discard, "reply": _one_line(reply)}
+
+
+def _later(result: Later) -> dict[str, Any]:
+    seconds = _seconds(result.seconds)
+    if seconds is None:
+        said = f"it returned Later({result.seconds!r}), which is no number of seconds"
+        return {"failed": _one_line(said), "again": False}
+    return {"later": seconds}
+
+
+def _seconds(value: object) -> float | None:
+    """`value`, where it is a number of seconds that can be waited for."""
+    if isinstance(value, int | float) and 0 <= value < 1e9:
+        return float(value)
+    return None
+
+
+def _one_line(text: str) -> str:
+    """At most 500 characters that any log and any database takes."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:5000]).split())[:500]
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # threads of the handler's do not hold it
