@@ -204,6 +204,7 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     make_policy(chosen)
     for complaint in _complaints(_make_certificates(chosen)):
         print(f"gsmtpd: warning: {complaint}", file=sys.stderr)
+    _check_handlers(chosen)
     print(f"{chosen.path}: the configuration is good")
     try:
         app.check_store(chosen)
@@ -211,6 +212,15 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     except StoreError as error:
         print(f"gsmtpd: warning: store: {error}", file=sys.stderr)
     return EX_OK
+
+
+def _check_handlers(chosen: config.Config) -> None:
+    """Whether each handler can be had. Raises Stop."""
+    if chosen.handlers.each:
+        from gsmtpd import app_handlers  # only where there are any
+
+        if wrong := list(app_handlers.check(chosen)):
+            raise Stop(EX_CONFIG, "\ngsmtpd: ".join(wrong))
 
 
 def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config.Config:

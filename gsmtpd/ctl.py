@@ -11,7 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gsmtpd import __version__, app, cli, ctl_check, ctl_import, ctl_mail, ctl_purge, ctl_why
+from gsmtpd import (
+    __version__,
+    app,
+    cli,
+    ctl_check,
+    ctl_import,
+    ctl_mail,
+    ctl_outbox,
+    ctl_purge,
+    ctl_why,
+)
 from gsmtpd.config import ConfigError, control_socket
 from gsmtpd.config import spool as spool_of
 from gsmtpd.control import ControlError, ask, ask_to_stop
@@ -102,6 +112,8 @@ def _add_mail_commands(verbs: Any) -> None:
     purge.add_argument("--dry-run", action="store_true", help="only say how much that is")
     purge.set_defaults(run=ctl_purge.purge)
 
+    _add_outbox_commands(verbs)
+
     check = verbs.add_parser("check-address", help="say what would become of mail for an address")
     check.add_argument("--client", metavar="IP", type=ctl_check.client,
                        help="as if it came from that IP address")  # fmt: skip
@@ -117,6 +129,34 @@ def _add_mail_commands(verbs: Any) -> None:
     why.add_argument("address", metavar="ADDRESS", type=ctl_why.address,
                      help="of a recipient or a sender, or the IP address of a client")  # fmt: skip
     why.set_defaults(run=ctl_why.why)
+
+
+def _add_outbox_commands(verbs: Any) -> None:
+    """What handlers have still to do."""
+    outbox = verbs.add_parser("outbox", help="look after what handlers have still to do")
+    inner = outbox.add_subparsers(dest="outbox_verb", metavar="COMMAND", required=True)
+    listing = inner.add_parser("list", help="list it, the oldest first")
+    listing.add_argument("-n", metavar="N", dest="limit", type=_count, default=50,
+                         help="how much at most (default: %(default)s)")  # fmt: skip
+    listing.add_argument("--dead", action="store_true", help="only what was given up")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.add_argument("--handler", metavar="NAME", help="only that handler's")
+    listing.set_defaults(run=ctl_outbox.list_)
+    for name, run, what in (
+        ("retry", ctl_outbox.retry, "have it handed over again, at once"),
+        ("drop", ctl_outbox.drop, "delete it; the mail stays"),
+    ):
+        verb = inner.add_parser(name, help=what)
+        which = verb.add_mutually_exclusive_group(required=True)
+        which.add_argument("ids", metavar="ID", nargs="*", type=_count, default=[],
+                           help="its number in the list")  # fmt: skip
+        which.add_argument("--all", action="store_true", help="all that was given up")
+        verb.add_argument("--handler", metavar="NAME", help="only that handler's")
+        verb.set_defaults(run=run)
+    replay = verbs.add_parser("replay", help="have handlers act once more on stored mail")
+    replay.add_argument("--handler", metavar="NAME", help="that one alone, whatever it matches")
+    replay.add_argument("ids", metavar="ID", nargs="+", type=_count, help="its number in the list")
+    replay.set_defaults(run=ctl_outbox.replay)
 
 
 def _count(text: str) -> int:

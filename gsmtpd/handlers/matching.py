@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gsmtpd.policy.addresses import AddressSet
 from gsmtpd.policy.names import a_labels
@@ -28,7 +28,14 @@ class Matcher:
     def __call__(self, recipient: Mailbox, mailbox: Mailbox) -> list[str]:
         """The names of those that act on mail for `recipient` that goes into `mailbox`."""
         addresses = [recipient] if recipient == mailbox else [recipient, mailbox]
-        normal = [(each.local.lower(), a_labels(each.domain)) for each in addresses]
+        return self._of([(each.local.lower(), a_labels(each.domain)) for each in addresses])
+
+    def of_texts(self, recipient: str, to: str) -> list[str]:
+        """The same for the columns of a mail that is stored."""
+        parts = [each.lower().rpartition("@") for each in dict.fromkeys((recipient, to))]
+        return self._of([(local, a_labels(domain)) for local, _, domain in parts])
+
+    def _of(self, normal: Sequence[tuple[str, str]]) -> list[str]:
         return [
             name
             for name, plain, wild in self._sets

@@ -50,7 +50,10 @@ def outbox_rows(letter: Letter) -> Iterator[tuple[str, str, str, str, str, int]]
 
 
 class Entry(NamedTuple):
-    """A row of the outbox. due: Unix time in milliseconds. tries: how often it has failed."""
+    """A row of the outbox. due: Unix time in milliseconds. tries: how often it has failed.
+
+    owner: who has it in hand, "" for nobody.
+    """
 
     outbox_id: int
     delivery: str
@@ -61,6 +64,7 @@ class Entry(NamedTuple):
     due: int
     state: str
     tries: int
+    owner: str
     reason: str
 
 
