@@ -16,6 +16,7 @@ from gsmtpd import (
     app,
     cli,
     ctl_check,
+    ctl_feed,
     ctl_import,
     ctl_mail,
     ctl_outbox,
@@ -102,6 +103,18 @@ def _add_mail_commands(verbs: Any) -> None:
     import_.add_argument("sources", metavar="SOURCE", nargs="+",
                          help="an mbox, a maildir, .eml or a directory; - is stdin")  # fmt: skip
     import_.set_defaults(run=ctl_import.import_)
+
+    feed = verbs.add_parser(
+        "feed", help="have a message in a file received, as if a client sent it"
+    )
+    feed.add_argument("--to", metavar="ADDRESS", dest="recipients", action="append", required=True,
+                      type=ctl_check.address, help="a recipient; may be said again")  # fmt: skip
+    feed.add_argument("--from", metavar="ADDRESS", dest="sender", type=ctl_feed.sender,
+                      help="the sender, '' for none (default: its Return-Path)")  # fmt: skip
+    feed.add_argument("--client", metavar="IP", type=ctl_check.client,
+                      help="as if it came from that IP address (default: 127.0.0.1)")  # fmt: skip
+    feed.add_argument("source", metavar="FILE", help="with one message; - is stdin")
+    feed.set_defaults(run=ctl_feed.feed)
 
     purge = verbs.add_parser("purge", help="delete old mail now, as keep says or an age")
     purge.add_argument("--older-than", metavar="AGE", dest="age", type=ctl_purge.age,

@@ -26,7 +26,7 @@ _MAX_BATCH = 100  # messages in one transaction
 _MAX_BATCH_OCTETS = 8 * 1024 * 1024
 _MAX_RECIPIENTS = 500  # of one message
 _MAX_HEADER = 65536  # octets of a message that are looked at
-_ROOM = 65536  # octets that may stand in front of a message of max_size
+ROOM = 65536  # octets that may stand in front of a message of max_size
 
 
 class NotImportedError(Exception):
@@ -62,13 +62,13 @@ def understood(found: Found, to: Mailbox | None, new_id: str, now: float) -> Inc
 
 
 def _foreign(found: Found, octets: bytes, to: Mailbox | None, new_id: str, now: float) -> Message:
-    fields = _fields(octets)
+    fields = header_fields(octets)
     if not fields:
         raise NotImportedError("it begins with no header field, so it is no mail")
     recipient = to or _recipient(fields)
     if recipient is None:
         raise NotImportedError("no field says whom it is for; say so by --to ADDRESS")
-    sender = _address(fields.get("return-path", found.sender))
+    sender = mailbox_in(fields.get("return-path", found.sender))
     utf8 = not f"{sender}{recipient}".isascii()
     envelope = Envelope("import", utf8, sender, (recipient,), utf8)
     dates = (date_in(fields.get("received", "").rpartition(";")[2]), found.date)
@@ -76,7 +76,7 @@ def _foreign(found: Found, octets: bytes, to: Mailbox | None, new_id: str, now: 
     return Message(new_id, envelope, octets, "127.0.0.1", received_at)
 
 
-def _fields(octets: bytes) -> dict[str, str]:
+def header_fields(octets: bytes) -> dict[str, str]:
     """The header fields by their names in lower case; of several the first."""
     end = octets.find(b"\r\n\r\n", 0, _MAX_HEADER)
     header = octets[: end if end >= 0 else _MAX_HEADER].decode("utf-8", "surrogateescape")
@@ -86,11 +86,12 @@ def _fields(octets: bytes) -> dict[str, str]:
 
 def _recipient(fields: dict[str, str]) -> Mailbox | None:
     names = ("delivered-to", "x-original-to", "envelope-to")
-    found = (_address(fields[name]) for name in names if name in fields)
+    found = (mailbox_in(fields[name]) for name in names if name in fields)
     return next((address for address in found if address is not None), None)
 
 
-def _address(text: str) -> Mailbox | None:
+def mailbox_in(text: str) -> Mailbox | None:
+    """The mailbox of a field, with or without angle brackets; None where it is none."""
     return parse_mailbox(text.strip().removeprefix("<").removesuffix(">"))
 
 
@@ -166,7 +167,7 @@ class _Importer:
                 self._refuse((found.name,), str(error))
 
     def _found(self, sources: Iterable[str]) -> Iterator[Found]:
-        limit = self._max_size + _ROOM
+        limit = self._max_size + ROOM
         for source in sources:
             try:
                 yield from read_mail(source, limit)
@@ -213,18 +214,14 @@ def _is_lost(outcome: object) -> bool:
 def import_(options: argparse.Namespace) -> int:
     """gsmtpctl import: returns the exit code."""
     config = cli.load(options.config)
-    path = config.store.sqlite.path
-    if config.store.backend == "sqlite" and not os.path.exists(path):
-        # Made by root it would be root's; gsmtpd could not write to it.
-        wrong = f"{path}: no mail file yet; make it by: gsmtpctl init-db --apply"
-        raise cli.Stop(cli.EX_UNAVAILABLE, wrong)
+    check_mail_file(config)
     # Whoever brings the same mail again wants it: a client's second try it is not.
     store = app.make_store(config, dedupe=False, handled=False)
     log = logging.getLogger("gsmtpd")
     log.addHandler(logging.NullHandler())
     try:
         store.prepare()
-        log.addHandler(_stderr())  # the store says there why it refuses a message
+        log.addHandler(log_to_stderr())  # the store says there why it refuses a message
         importer = _Importer(store, config)
         try:
             importer.run(options.sources, options.to)
@@ -235,7 +232,17 @@ def import_(options: argparse.Namespace) -> int:
     return cli.EX_UNAVAILABLE if importer.refused else cli.EX_OK
 
 
-def _stderr() -> logging.Handler:
+def check_mail_file(config: Config) -> None:
+    """Whether the mail file is there. Made by root it would be root's. Raises Stop."""
+    path = config.store.sqlite.path
+    if config.store.backend == "sqlite" and not os.path.exists(path):
+        # gsmtpd could not write to it.
+        wrong = f"{path}: no mail file yet; make it by: gsmtpctl init-db --apply"
+        raise cli.Stop(cli.EX_UNAVAILABLE, wrong)
+
+
+def log_to_stderr() -> logging.Handler:
+    """Has log lines said on stderr, as what gsmtpctl says."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("gsmtpctl: %(message)s"))
     return handler

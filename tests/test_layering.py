@@ -81,27 +81,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_mail": RUNNING | {"cli", "mailfiles"},
     "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail"},
     "ctl_outbox": RUNNING | {"cli", "ctl_mail"},
+    "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
     "ctl_purge": RUNNING | {"cli", "config_checks"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
     "ctl_check": RUNNING | {"cli", "config_file", "wording"},
     "ctl": RUNNING
-    | {
-        "cli",
-        "mailfiles",
-        "ctl_check",
-        "ctl_mail",
-        "ctl_import",
-        "ctl_outbox",
-        "ctl_purge",
-        "ctl_why",
-    },
+    | {"cli", "mailfiles", "ctl_check", "ctl_feed", "ctl_mail", "ctl_import", "ctl_outbox"}
+    | {"ctl_purge", "ctl_why"},
     "faultlab": {"__init__", *CONFIG},
     "__main__": {"cli"},
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "ctl_check", "ctl_import", "ctl_outbox", "ctl_purge", "ctl_why", "faultlab", "master",
-    "next_setup", "workers", "app", *PARTS, *CONFIG,
+    "cli", "ctl", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge", "ctl_why",
+    "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

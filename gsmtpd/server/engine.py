@@ -8,11 +8,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from socket import socket
+from typing import Protocol
 
 from gsmtpd.policy.lookups import Lookups
 from gsmtpd.server.client import Leave
 from gsmtpd.server.pool import SMTPThreadPool
-from gsmtpd.server.stdio import StdioClient
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage.upkeep import Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
@@ -24,6 +25,21 @@ STOP_QUIET = 2.0  # seconds in which clients hear 421 at their next command only
 STOP_IN_DATA = 10.0  # seconds that a client has to finish the message it has begun
 _MAX_DUMPED = 100  # sessions that a state dump tells of
 _MAX_CALLS = 8  # of each thread
+
+
+class Accepted(Protocol):
+    """A client whose connection was accepted elsewhere. socket, address: as from accept."""
+
+    @property
+    def socket(self) -> socket:
+        """Its connection."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its IP address and port."""
+
+    def start(self) -> None:
+        """It has been greeted: have it heard."""
 
 
 class Engine:
@@ -55,7 +71,7 @@ class Engine:
             upkeep.start()
         self._pool.start(self._servers)
 
-    def serve(self, client: StdioClient) -> None:
+    def serve(self, client: Accepted) -> None:
         """Serve a client whose connection was accepted elsewhere."""
         self._pool.serve(self._servers[0], client.socket, client.address)
         client.start()  # behind the greeting: what waits in a pipe has not come too early

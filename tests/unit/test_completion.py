@@ -86,6 +86,7 @@ def test_the_values_of_the_fault_labs_options() -> None:
         ("gsmtpctl", "show", "1", "--attachment", "1", "-o"),
         ("gsmtpctl", "export", "--since", "1d"),
         ("gsmtpctl", "import", "a.eml"),
+        ("gsmtpctl", "feed", "--to", "b@example.com"),
     ],
 )
 def test_a_file(words: Sequence[str]) -> None:
@@ -96,7 +97,8 @@ def test_a_number_is_yours_to_say() -> None:
     export = [("gsmtpctl", "export", option) for option in ("--to", "--since", "--id")]
     show = ("gsmtpctl", "show", "1", "--attachment")
     check = ("gsmtpctl", "check-address", "--client")
-    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, check, *export):
+    feed = [("gsmtpctl", "feed", option) for option in ("--to", "--from", "--client")]
+    for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, check, *export, *feed):
         assert offered(*words, "") == set()
 
 
