@@ -16,6 +16,7 @@ from gsmtpd.ctl_mail import printable
 from gsmtpd.storage.outbox import DEAD, Chosen, Entry, Outbox, Session
 from gsmtpd.storage.reader import StoredMail
 
+EX_DATAERR = 65
 _HEAD = f"{'ID':>6}  {'HANDLER':16}  {'STATE':7}  {'TRIES':>5}  {'DUE':>8}  {'TO':30}  REASON"
 
 
@@ -59,16 +60,14 @@ def replay(options: argparse.Namespace) -> int:
         mails = [(mail_id, reader.row(mail_id)) for mail_id in dict.fromkeys(options.ids)]
         lacking = [str(mail_id) for mail_id, mail in mails if mail is None]
         if lacking:
-            raise cli.Stop(
-                cli.EX_DATAERR, f"there is no mail {', '.join(lacking)}; see: gsmtpctl list"
-            )
+            raise cli.Stop(EX_DATAERR, f"there is no mail {', '.join(lacking)}; see: gsmtpctl list")
         plans = [(mail, found(mail)) for _, mail in mails if mail is not None]
         with session.transaction():
             done = sum(outbox.add(mail, names, time.time()) for mail, names in plans)
     for mail, names in plans:
         acting = ", ".join(names) or "no handler acts on it"
         print(f"{mail.mail_id}: {printable(mail.recipient)}: {acting}")
-    return cli.EX_OK if done else cli.EX_DATAERR
+    return cli.EX_OK if done else EX_DATAERR
 
 
 def _found(config: Config, options: argparse.Namespace) -> Any:
@@ -118,7 +117,7 @@ def _said(options: argparse.Namespace, done: int, what: str) -> int:
         print(
             f"gsmtpctl: {wanted - done} are not there, or just in a handler's hand", file=sys.stderr
         )
-        return cli.EX_DATAERR
+        return EX_DATAERR
     return cli.EX_OK
 
 

@@ -53,7 +53,15 @@ def test_gsmtpctl() -> None:
     assert offered("gsmtpctl", "-c", "x", "st") == {"status", "stop"}
 
 
-@pytest.mark.parametrize("verb", verbs())
+def test_the_commands_of_a_command() -> None:
+    (inner,) = (a.choices for a in verbs()["outbox"]._actions if a.dest == "outbox_verb")
+    assert isinstance(inner, dict)
+    assert offered("gsmtpctl", "outbox", "") == options(verbs()["outbox"]) | {*inner}
+    for verb, parser in inner.items():
+        assert offered("gsmtpctl", "outbox", verb, "") == options(parser)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in verbs() if verb != "outbox"])
 def test_a_command_of_gsmtpctl(verb: str) -> None:
     assert offered("gsmtpctl", verb, "") == options(verbs()[verb])
     assert offered("gsmtpctl", "-c", "status", verb, "--help", "") == options(verbs()[verb])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -161,9 +162,24 @@ def flags(parser: argparse.ArgumentParser) -> dict[str, bool]:
 def commands(
     parser: Callable[[], argparse.ArgumentParser] = ctl.parser,
 ) -> Mapping[str, argparse.ArgumentParser]:
-    """The parsers of gsmtpctl's commands, or of another's."""
-    (found,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return found.choices
+    """The parsers of gsmtpctl's commands, or of another's; "a b" for a command of a command."""
+    found: dict[str, argparse.ArgumentParser] = {}
+
+    def gather(parser: argparse.ArgumentParser, *names: str) -> None:
+        nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if not nested:
+            found[" ".join(names)] = parser
+        for name, inner in nested[0].choices.items() if nested else ():
+            gather(inner, *names, name)
+
+    gather(parser())
+    return found
+
+
+def command_of(text: str) -> str:
+    """The command that a form of mdoc begins with, and the command of that."""
+    words = itertools.takewhile(lambda word: word.strip(".").islower(), text.split())
+    return " ".join(words)
 
 
 def described(page: str) -> dict[str, bool]:
@@ -207,10 +223,10 @@ def test_each_command_is_described(
     page: str, program: Callable[[], argparse.ArgumentParser]
 ) -> None:
     heads = [i.head for i in items(page, "DESCRIPTION") if i.head.startswith("Ic ")]
-    found = {head.split()[1]: options(head) | positional(head) for head in heads}
+    found = {command_of(head[3:]): options(head) | positional(head) for head in heads}
     assert found == {verb: arguments(parser) for verb, parser in commands(program).items()}
     for verb, parser in commands(program).items():
-        (head,) = (head for head in heads if head.split()[1] == verb)
+        (head,) = (head for head in heads if command_of(head[3:]) == verb)
         for flag, has_argument in flags(parser).items():
             if has_argument:
                 name = flag.removeprefix("-").removeprefix("-")
@@ -223,7 +239,7 @@ def test_the_synopsis_of_gsmtpctl_has_each_command() -> None:
     for form in forms[:-1]:
         assert form.startswith(".Op Fl c Ar file\n.Ic ")
         _, _, rest = form.partition(".Ic ")
-        found[rest.split()[0]] = options(rest) | positional(rest)
+        found[command_of(rest)] = options(rest) | positional(rest)
     assert found == {verb: arguments(parser) for verb, parser in commands().items()}
     assert options(forms[-1]) | {"-c"} == set(flags(ctl.parser()))
 
