@@ -61,5 +61,6 @@ setup(
             "gsmtpctl = gsmtpd.ctl:main",
             "gsmtpd-faultlab = gsmtpd.faultlab.cli:main",
         ],
+        "pytest11": ["gsmtpd = gsmtpd.testing_plugin"],
     },
 )

@@ -88,6 +88,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl": RUNNING
     | {"cli", "mailfiles", "ctl_check", "ctl_feed", "ctl_mail", "ctl_import", "ctl_outbox"}
     | {"ctl_purge", "ctl_why"},
+    "testing": DEPARTMENTS | {"server", "wording"},
+    "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
     "__main__": {"cli"},
     "__init__": set(),

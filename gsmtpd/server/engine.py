@@ -88,12 +88,15 @@ class Engine:
         """Whether no client is here and none is accepted."""
         return not self._pool.listening() and not self._pool.clients()
 
-    def stop(self) -> None:
-        """Bring home mail past its final dot, say goodbye to all clients, end all threads."""
+    def stop(self, patience: float = STOP_WITHIN - 3) -> None:
+        """Bring home mail past its final dot, say goodbye to all clients, end all threads.
+
+        patience: seconds that clients are waited for; the threads have 3 more to end.
+        """
         began = time.monotonic()
         self._pool.leave(Leave.AT_NEXT_COMMAND)
         self._close_listeners()
-        while self._pool.clients() and (spent := time.monotonic() - began) < STOP_WITHIN - 3:
+        while self._pool.clients() and (spent := time.monotonic() - began) < patience:
             time.sleep(0.02)
             if spent > STOP_QUIET:
                 self._pool.leave(Leave.IN_DATA if spent > STOP_IN_DATA else Leave.UNASKED)
