@@ -51,12 +51,14 @@ from gsmtpd.storage.writer import GroupCommitWriter
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.dispatcher import Dispatcher
+    from gsmtpd.handlers.hook_threads import MessageHook, RecipientHook
     from gsmtpd.storage.mysql import MySQLStore
 
 # What app_store makes is had from here as well.
 __all__ = [
-    "Share", "check_queries", "check_store", "database_status", "keep_times", "make_body_store",
-    "make_database_store", "make_dispatcher", "make_engine", "make_logs", "make_reader",
+    "Share", "check_hooks", "check_queries", "check_store", "database_status", "keep_times",
+    "make_body_store", "make_database_store", "make_dispatcher", "make_engine", "make_logs",
+    "make_reader",
     "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
     "spool_of", "threads", "wanted",
 ]  # fmt: skip
@@ -148,7 +150,8 @@ def make_engine(
 
     policy: see make_policy. certificates: see make_certificates. first: whether it is the one of
     several processes that warns of what concerns all. Without listeners there is one server for
-    clients that are accepted elsewhere; it speaks as the first listener would.
+    clients that are accepted elsewhere; it speaks as the first listener would. Raises ConfigError
+    for hooks that cannot be had.
     """
     _arm_failpoints()
     servers: list[SMTPServer] = []
@@ -167,6 +170,7 @@ def make_engine(
     if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
         carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
     lookups = make_lookups(config, database)
+    rcpt_hook, data_hook = _make_hooks(config)
     pool = SMTPThreadPool(
         [
             SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carriers)
@@ -191,11 +195,30 @@ def make_engine(
                 share.counters,
                 share.seat,
                 make_manner(chosen[name], certificates),
+                rcpt_hook,
+                data_hook,
             )
         )
     # Where clients are accepted elsewhere, each has a process: that is no place for upkeep.
     upkeep = _make_upkeep(config, policy, first) if listeners else []
-    return Engine(servers, pool, writer, lookups, [*upkeep, *drainers])
+    hooks = [hook for hook in (rcpt_hook, data_hook) if hook is not None]
+    return Engine(servers, pool, writer, lookups, [*upkeep, *drainers], hooks)
+
+
+def check_hooks(config: Config) -> None:
+    """Whether what [hooks] names can be had by who we are. Raises ConfigError."""
+    if config.hooks.rcpt or config.hooks.data:
+        from gsmtpd import app_hooks
+
+        app_hooks.check_hooks(config)
+
+
+def _make_hooks(config: Config) -> tuple[RecipientHook | None, MessageHook | None]:
+    if not config.hooks.rcpt and not config.hooks.data:
+        return None, None
+    from gsmtpd import app_hooks  # not for those who have none
+
+    return app_hooks.make_hooks(config)
 
 
 def make_dispatcher(config: Config, share: Share) -> Dispatcher:

@@ -146,7 +146,10 @@ def _serve_one(chosen: config.Config, client: StdioClient) -> int:
     crowd = Crowd(1)
     share = app.Share(counters, counters.take(app.threads(chosen)), crowd.seat(crowd.take()))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    engine = app.make_engine(chosen, [], policy, certificates, share, logs, first=True)
+    try:
+        engine = app.make_engine(chosen, [], policy, certificates, share, logs, first=True)
+    except config.ConfigError as error:
+        raise Stop(EX_CONFIG, str(error)) from error
     worker.run_one(engine, client, logs)
     return EX_OK
 
@@ -202,6 +205,7 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
     make_policy(chosen)
+    _check_hooks(chosen)
     for complaint in _complaints(_make_certificates(chosen)):
         print(f"gsmtpd: warning: {complaint}", file=sys.stderr)
     _check_handlers(chosen)
@@ -255,6 +259,14 @@ def _make_certificates(chosen: config.Config) -> Certificates | None:
         raise Stop(EX_CONFIG, f"[tls] {error}") from error
 
 
+def _check_hooks(chosen: config.Config) -> None:
+    """Raises Stop where they cannot be had. Not as root: it is code of the administrator's."""
+    try:
+        app.check_hooks(chosen)
+    except config.ConfigError as error:
+        raise Stop(EX_CONFIG, str(error)) from error
+
+
 def _complaints(certificates: Certificates | None) -> list[str]:
     return [] if certificates is None else certificates.complaints()
 
@@ -303,6 +315,7 @@ def _setup(
 ) -> Setup:
     """What the first workers are made from, its logs in use. Raises Stop."""
     policy, certificates = make_policy(chosen), _make_certificates(chosen)
+    _check_hooks(chosen)
     setup = Setup(chosen, listeners, _prepare(chosen, foreground), policy, certificates)
     setup.logs.install()
     # A log that cannot be written is complained of on stderr, and soon that is nobody's.

@@ -14,11 +14,11 @@ class Complaints:
         self._name = name
         self._said: str | None = None
 
-    def say(self, text: str) -> None:
-        """Log `text`, unless it was the last that was said."""
+    def say(self, text: str, error: BaseException | None = None) -> None:
+        """Log `text`, with the traceback of `error`, unless it was the last that was said."""
         if text != self._said:
             self._said = text
-            _log.warning("%s: %s", self._name, text)
+            _log.warning("%s: %s", self._name, text, exc_info=error)
 
     @property
     def open(self) -> bool:

@@ -51,6 +51,7 @@ from gsmtpd.config_types import (
     ContentConfig,
     DomainsConfig,
     HandlersConfig,
+    HooksConfig,
     LimitsConfig,
     ListenerConfig,
     LogConfig,
@@ -65,10 +66,10 @@ from gsmtpd.wording import printable, shown
 
 __all__ = [
     "Address", "BodyAddress", "BodyConfig", "CertificateConfig", "ClientsConfig", "Config",
-    "ConfigError", "ContentConfig", "DomainsConfig", "HandlersConfig", "Keep", "LimitsConfig",
-    "ListenerConfig",
-    "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig", "SQLiteConfig", "ServerConfig",
-    "StoreConfig", "TLSConfig", "control_socket", "dump", "load", "spool",
+    "ConfigError", "ContentConfig", "DomainsConfig", "HandlersConfig", "HooksConfig", "Keep",
+    "LimitsConfig", "ListenerConfig", "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig",
+    "SQLiteConfig", "ServerConfig", "StoreConfig", "TLSConfig", "control_socket", "dump", "load",
+    "spool",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -393,6 +394,7 @@ def _build(
             mysql=MySQLConfig(hosts=mysql.pop("host"), **mysql),
             body=BodyConfig(**store["body"]),
         ),
+        hooks=HooksConfig(**tree["hooks"]),
         handlers=handlers,
         log=LogConfig(**tree["log"]),
         warnings=tuple(report.warnings),

@@ -32,6 +32,7 @@ Value = TypeVar("Value")
 Arguments = ParamSpec("Arguments")
 
 FOREVER = "forever"
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"  # in Python
 CHECKS: dict[str, Callable[..., object]] = {}
 
 
@@ -232,6 +233,15 @@ def field_name(value: str) -> str:
     if name and not re.fullmatch(r"[!-9;-~]{1,76}", name):
         raise ValueError(f"{shown(value)} is not a header field; write one like X-Spam-Score")
     return name
+
+
+@_check
+def function_name(value: str) -> str:
+    """A function of a Python module, or nothing."""
+    parts = value.split(".")
+    if value and (len(parts) < 2 or not all(re.fullmatch(_NAME, each) for each in parts)):
+        raise ValueError(f"{shown(value)} is not a function; write module.function")
+    return value
 
 
 path = _check(config_hosts.path)

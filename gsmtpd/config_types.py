@@ -160,6 +160,17 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HooksConfig:
+    """[hooks]: "module.function" or "" for none; time_limit in seconds."""
+
+    directory: str
+    rcpt: str
+    data: str
+    time_limit: float
+    on_trouble: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerConfig:
     """A [[name]] in [handlers]. None, and an empty smarthost: as [handlers] says.
 
@@ -218,6 +229,7 @@ class Config:
     limits: LimitsConfig
     content: ContentConfig
     store: StoreConfig
+    hooks: HooksConfig
     handlers: HandlersConfig
     log: LogConfig
     warnings: tuple[str, ...] = field(compare=False)

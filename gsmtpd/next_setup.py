@@ -35,6 +35,7 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
     try:
         config = load()
         _check_spool(current.config, config)
+        app.check_hooks(config)
         policy = make_policy(config)
         certificates = make_certificates(config)
         listeners = open_listeners(app.wanted(config), held)

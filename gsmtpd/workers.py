@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from gsmtpd import app, worker
-from gsmtpd.config import Config
+from gsmtpd.config import Config, ConfigError
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Crowd
@@ -267,6 +267,9 @@ class Workers:
             self._in_child(setup)
             worker.run(self._served(setup, number, share), channel, setup.logs)
             code = 0
+        except ConfigError as error:
+            # It was good when it was checked: a file has changed since.
+            _log.error("worker %d cannot start: %s", os.getpid(), error)
         except BaseException:
             _log.exception("worker %d failed", os.getpid())
         finally:

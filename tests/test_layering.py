@@ -26,7 +26,9 @@ CONFIG = {
 }
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
-PARTS = {"app_policy", "app_listen", "app_mysql", "app_store", "app_handlers"}
+PARTS = {
+    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
+}  # fmt: skip
 RUNNING = (
     BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
 )
@@ -67,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "heap": set(),
     "app_policy": BUILDING,
     "app_listen": BUILDING,
+    "app_hooks": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
     "app_handlers": BUILDING | {"app_store", "app_mysql"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},

@@ -7,6 +7,7 @@ nothing in it blocks.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ from gsmtpd.storage.base import Duplicate, Outcome
 from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
 
 if TYPE_CHECKING:
+    from gsmtpd.handlers.hook_threads import RecipientHook
     from gsmtpd.server.tcp import SMTPServer
 
 OUTCOMES: dict[Outcome, Reply] = {
@@ -42,20 +44,34 @@ class _Waiting(NamedTuple):
     since: float
 
 
+class _Asking:
+    """A recipient or a message that a hook looks at. since: monotonic seconds."""
+
+    __slots__ = ("decision", "message", "since")
+
+    def __init__(
+        self, since: float, decision: Decision | None = None, message: Message | None = None
+    ) -> None:
+        self.since = since
+        self.decision = decision  # what RCPT is answered with where the hook lets it pass
+        self.message = message
+
+
 class Connection(Client):
     """One client. request: its socket. client_address: as from accept. server: who accepted it.
 
     since: when the client was last asked for something, in the thread's monotonic seconds.
     """
 
-    __slots__ = ("_awaited",)
+    __slots__ = ("_asked_for", "_awaited")
 
     def __init__(
         self, request: socket.socket, client_address: tuple[str, int], server: SMTPServer
     ) -> None:
         # What has to be done before the client is heard again: its message stored, an answer from
-        # elsewhere found, or others had their turn.
-        self._awaited: Job | _Waiting | Paused | None = None
+        # elsewhere found, a hook heard, or others had their turn.
+        self._awaited: Job | _Waiting | _Asking | Paused | None = None
+        self._asked_for = 0.0  # seconds that a hook has looked at the message
         super().__init__(request, client_address, server)
 
     def _execute(self, said: bytes) -> None:
@@ -101,13 +117,14 @@ class Connection(Client):
         elif isinstance(awaited, _Waiting):
             if now - awaited.since > PATIENCE:
                 self._give_up(awaited)
-        else:
+        elif not isinstance(awaited, _Asking):  # which is answered in its own time
             super().check_time(now)
 
     def leave(self, how: Leave) -> None:
         """The server stops: say so. A message past its final dot still gets its own answer."""
         self.session.leaving = True
         now = how >= (Leave.IN_DATA if self.session.state >= State.CHUNKS else Leave.UNASKED)
+        # One that a hook looks at is not taken yet: 421 is an answer to it as well.
         if now and not isinstance(self._awaited, Job) and not self._lingering:
             self.end(reply.SHUTTING_DOWN)
 
@@ -126,6 +143,8 @@ class Connection(Client):
             return f"storing {self._awaited.message.id}"
         if isinstance(self._awaited, _Waiting):
             return f"looking up {ascii(self._awaited.question.about)}"
+        if isinstance(self._awaited, _Asking):
+            return f"asking the hook {'rcpt' if self._awaited.message is None else 'data'}"
         return super()._doing()
 
     def _go_on(self, event: Event | None) -> None:
@@ -133,7 +152,10 @@ class Connection(Client):
         while event is not None:
             if isinstance(event, RecipientAsked):
                 decision = self._decide(event, self.thread.now, self.server.lookups.answer)
-                if decision is None:
+                if decision is None or (
+                    self.server.rcpt_hook is not None
+                    and self._asks_of(self.server.rcpt_hook, event, decision)
+                ):
                     break
                 event = self.session.answer(decision.reply, decision.mailboxes)
             elif isinstance(event, MessageReceived):
@@ -199,7 +221,48 @@ class Connection(Client):
     def _decide_again(self, waiting: _Waiting, ask: Ask) -> None:
         self._awaited = None
         decision = self._decide(waiting.asked, waiting.since, ask)
-        if decision is not None:
+        if decision is None:
+            return
+        hook = self.server.rcpt_hook
+        if hook is None or not self._asks_of(hook, waiting.asked, decision):
+            self._go_on(self.session.answer(decision.reply, decision.mailboxes))
+
+    def _asks_of(self, hook: RecipientHook, asked: RecipientAsked, decision: Decision) -> bool:
+        """Whether `hook` has been asked: only of a recipient whose mail would be kept."""
+        if not decision.reply.positive or decision.mailboxes == ():
+            return False
+        session = self.session
+        asking = self._awaited = _Asking(self.thread.now, decision)
+        then = self._then(asking)
+        client = self.client_ip, session.helo, self._stream.tls
+        hook.ask_of(client, session.sender, asked.recipient, session.taken, then)
+        return True
+
+    def _then(self, asking: _Asking) -> Callable[[Reply | None], None]:
+        """What a hook tells, in any thread, what it says of `asking`."""
+
+        def then(verdict: Reply | None) -> None:
+            self.thread.call_for(self, partial(self._heard_hook, asking, verdict))
+
+        return then
+
+    def _heard_hook(self, asking: _Asking, refusal: Reply | None) -> None:
+        """A hook has answered, or its time is over; called in its own thread."""
+        message, decision = asking.message, asking.decision
+        if message is not None:
+            self.thread.hold(-len(message.content), self.server.limits.max_memory)
+        if self._awaited is not asking:
+            return  # the session was ended meanwhile
+        self._awaited = None
+        if message is not None:
+            self._asked_for = self.thread.now - asking.since
+            if refusal is None:
+                self._go_on(self._store(message))
+            else:
+                self._go_on(self._answer_message(message, refusal, self.thread.now))
+        elif decision is not None:
+            if refusal is not None:
+                decision = Decision(refusal)
             self._go_on(self.session.answer(decision.reply, decision.mailboxes))
 
     def _log_refusals(self) -> None:
@@ -215,14 +278,29 @@ class Connection(Client):
         message = Message(
             server.new_id(), event.envelope, event.content, self.client_ip, server.clock()
         )
-        if server.writer is None or not event.envelope.recipients:
+        if server.data_hook is not None:
+            self._asked_for = 0.0
+            if event.envelope.recipients:
+                asking = self._awaited = _Asking(self.thread.now, message=message)
+                self._hold_on_to(message)
+                server.data_hook.ask_of(message, self._then(asking))
+                return None
+        return self._store(message)
+
+    def _store(self, message: Message) -> Event | None:
+        """As `_take`, where nobody has refused it."""
+        server = self.server
+        if server.writer is None or not message.envelope.recipients:
             return self._answer_message(message, queued(message.id), self.thread.now)
         job = self._awaited = Job(message, self.thread, self, self.thread.now)
-        self._hold(self.session.buffered)
-        # Until the store gives it back, whatever becomes of the client meanwhile.
-        self.thread.hold(len(event.content), server.limits.max_memory)
+        self._hold_on_to(message)
         self.thread.store(server.writer, job)
         return None
+
+    def _hold_on_to(self, message: Message) -> None:
+        """Count it until it is given back, whatever becomes of the client meanwhile."""
+        self._hold(self.session.buffered)
+        self.thread.hold(len(message.content), self.server.limits.max_memory)
 
     def _answer_message(
         self,
@@ -240,7 +318,8 @@ class Connection(Client):
         else:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
-        self._log_message(message, decision, self.thread.now - submitted, stored_as, spooled)
+        delay = self.thread.now - submitted + self._asked_for
+        self._log_message(message, decision, delay, stored_as, spooled)
         return self.session.answer(decision)
 
     def _log_message(

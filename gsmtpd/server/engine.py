@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from socket import socket
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gsmtpd.policy.lookups import Lookups
 from gsmtpd.server.client import Leave
@@ -17,6 +17,9 @@ from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage.upkeep import Upkeep
 from gsmtpd.storage.writer import GroupCommitWriter
+
+if TYPE_CHECKING:
+    from gsmtpd.handlers.hook_threads import Hook
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ class Accepted(Protocol):
 class Engine:
     """Serves `servers` from `pool`, with `writer` where mail is kept. Build it behind the fork.
 
-    lookups: those of the servers' policy. upkeep: what is looked after meanwhile.
+    lookups: those of the servers' policy. upkeep: what is looked after meanwhile. hooks: those of
+    the servers.
     """
 
     def __init__(
@@ -55,18 +59,22 @@ class Engine:
         writer: GroupCommitWriter | None,
         lookups: Lookups,
         upkeep: Sequence[Upkeep] = (),
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self._servers = list(servers)
         self._pool = pool
         self._writer = writer
         self._lookups = lookups
         self._upkeep = list(upkeep)
+        self._hooks = list(hooks)
 
     def start(self) -> None:
         """Start all threads, and accept clients."""
         if self._writer is not None:
             self._writer.start()
         self._lookups.start()
+        for hook in self._hooks:
+            hook.start()
         for upkeep in self._upkeep:
             upkeep.start()
         self._pool.start(self._servers)
@@ -101,6 +109,8 @@ class Engine:
             if spent > STOP_QUIET:
                 self._pool.leave(Leave.IN_DATA if spent > STOP_IN_DATA else Leave.UNASKED)
                 time.sleep(0.2)
+        for hook in self._hooks:
+            hook.stop()
         self._lookups.stop()  # before the store: they ask it
         if self._writer is not None and not self._writer.stop(2.0):
             _log.error("the store did not finish in time; what it has is not acknowledged")
@@ -127,6 +137,7 @@ class Engine:
         connections = self._pool.connections()
         waiting = "no store" if self._writer is None else str(self._writer)
         yield f"sessions: {len(connections)}; {waiting}; {self._lookups}"
+        yield from map(str, self._hooks)
         for connection in sorted(connections, key=lambda c: c.began)[:_MAX_DUMPED]:
             yield f"session: {connection.describe(time.monotonic())}"
         if len(connections) > _MAX_DUMPED:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gsmtpd.metrics import Counter, Counters, Overload
 from gsmtpd.policy.crowd import Seat
@@ -28,6 +28,9 @@ from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply
 from gsmtpd.smtp.rules import Rules
 from gsmtpd.storage.writer import GroupCommitWriter
+
+if TYPE_CHECKING:
+    from gsmtpd.handlers.hook_threads import MessageHook, RecipientHook
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +92,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     listener: bound and listening, or None where clients are accepted elsewhere. policy decides
     clients and recipients, with what lookups find out. writer: None answers every message with 250
-    and keeps nothing. crowd: counts the connections of each address. clock: Unix time in seconds.
+    and keeps nothing. crowd: counts the connections of each address. rcpt_hook, data_hook: who may
+    refuse what policy takes, if there is anybody. clock: Unix time in seconds.
     rules and limits may be replaced; new sessions get the new ones.
     """
 
@@ -106,6 +110,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         counters: Counters,
         crowd: Seat,
         manner: Manner,
+        rcpt_hook: RecipientHook | None = None,
+        data_hook: MessageHook | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         # Bound by the master, before it dropped root and forked.
@@ -126,6 +132,8 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.clock = clock
         self.crowd = crowd
         self.manner = manner
+        self.rcpt_hook = rcpt_hook
+        self.data_hook = data_hook
         self._counters = counters
         self._accepting = 0  # SMTP threads that accept for it
         self._lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.address import Mailbox
@@ -31,6 +32,16 @@ class Mailing(Dialogue):
     def __init__(self, rules: Rules) -> None:
         super().__init__(rules)
         self._finals = 1  # how often the answer to a message is said
+
+    @property
+    def sender(self) -> Mailbox | None:
+        """Of the mail transaction: the reverse-path, None for the null one."""
+        return self._transaction.mail.sender
+
+    @property
+    def taken(self) -> Sequence[Mailbox]:
+        """Of the mail transaction: the recipients that were taken so far."""
+        return self._transaction.recipients
 
     def drop_message(self) -> None:
         """Keep nothing of the message that is coming in; its sender hears 452 at its end."""

@@ -116,6 +116,7 @@ TOO_SLOW = Reply(421, "4.4.2", "Too slow: your message comes in too few octets a
 NO_MEMORY = Reply(452, "4.3.1", "Too much mail comes in at once: try again later")
 STORAGE_TROUBLE = Reply(451, "4.3.0", "Cannot store mail now: try again later")
 NO_SPACE = Reply(452, "4.3.1", "No space to store mail now: try again later")
+HOOK_TROUBLE = Reply(451, "4.3.0", "Cannot check this mail now: try again later")
 INTERNAL_ERROR = Reply(451, "4.3.0", "Internal error: try again later")
 
 

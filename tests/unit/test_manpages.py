@@ -413,7 +413,7 @@ KINDS = {
     "keep_list": "list", "field_name": "name", "body_address": "address", "yes_no": "word",
     "domain_pattern_list": "list", "address_pattern_list": "list", "local_part_list": "list",
     "network_list": "list", "dnsbl_list": "list", "resolver": "address", "query": "statement",
-    "peer_list": "list", "path_or_no": "path", "smarthost": "host",
+    "peer_list": "list", "path_or_no": "path", "smarthost": "host", "function_name": "name",
     "match_list": "list", "class_name": "name", "own_size": "size", "own_number": "number",
 }  # fmt: skip
 
