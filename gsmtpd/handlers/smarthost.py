@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gsmtpd.handlers.handler import GiveUpError, RetryError
+from gsmtpd.smtp.address import parse_mailbox
 
 PORT = 25
 TIMEOUT = 20.0  # seconds for each step; all of them together have the time limit of the handler
@@ -44,7 +45,7 @@ def parse(text: str) -> Smarthost:
 def is_safe(address: str) -> bool:
     """Whether `address` means the same wherever it is written: on the wire, and in a header."""
     return (
-        "@" in address
+        parse_mailbox(address) is not None
         and not _UNSAFE.search(address)
         and "=?" not in address  # no encoded word (RFC 2047), which readers of headers decode
         and smtplib.quoteaddr(address) == f"<{address}>"  # it is not understood as another one
@@ -82,11 +83,11 @@ def send(smarthost: Smarthost, host_name: str, recipient: str, octets: bytes) ->
 
 def _connected(smarthost: Smarthost, host_name: str) -> smtplib.SMTP:
     """Connected and greeted, encrypted where that is offered. Raises RetryError."""
-    link = smtplib.SMTP(local_hostname=host_name, timeout=TIMEOUT)
     try:
-        code, said = link.connect(smarthost.host, smarthost.port)
-        if code != 220:
-            raise smtplib.SMTPConnectError(code, said)
+        link = smtplib.SMTP(smarthost.host, smarthost.port, host_name, TIMEOUT)
+    except (OSError, smtplib.SMTPException, ValueError) as error:
+        raise _away(smarthost, error) from error  # also for 5xx: it says nothing of the message
+    try:
         link.ehlo_or_helo_if_needed()
         if link.has_extn("starttls"):
             # RFC 7435: what nobody can read on its way is better, even if it goes to nobody knows
@@ -96,7 +97,7 @@ def _connected(smarthost: Smarthost, host_name: str) -> smtplib.SMTP:
             link.ehlo_or_helo_if_needed()
     except (OSError, smtplib.SMTPException, ValueError) as error:
         link.close()
-        raise _away(smarthost, error) from error  # also for 5xx: it says nothing of the message
+        raise _away(smarthost, error) from error
     return link
 
 
