@@ -48,7 +48,6 @@ def is_safe(address: str) -> bool:
         parse_mailbox(address) is not None
         and not _UNSAFE.search(address)
         and "=?" not in address  # no encoded word (RFC 2047), which readers of headers decode
-        and smtplib.quoteaddr(address) == f"<{address}>"  # it is not understood as another one
     )
 
 

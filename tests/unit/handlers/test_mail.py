@@ -58,6 +58,12 @@ def test_the_first_field_of_a_name_is_ours() -> None:
     assert mail.headers("Y") == []
 
 
+def test_what_goes_on_in_the_next_line_is_no_field() -> None:
+    mail = mail_of(b"X: a\r\n : b\r\n Y: c\r\nno field\r\nZ: d\r\n\r\nZ: e\r\n")
+    assert mail.headers("X") == ["a : b Y: c"]
+    assert [mail.headers(name) for name in ("", " Y", "Y", "Z", "no field\r\nZ")] == [[]] * 5
+
+
 @pytest.mark.parametrize("separator", [b"From joe Mon Jan  1 00:00:00 2024\n", b">From x\n"])
 def test_the_separator_of_an_mbox_hides_no_field(separator: bytes) -> None:
     assert mail_of(separator + CONTENT).subject == "Will it rain?"

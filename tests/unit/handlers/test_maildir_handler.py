@@ -5,7 +5,7 @@ from __future__ import annotations
 import mailbox
 import os
 import stat
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,13 +64,18 @@ def test_a_second_try_makes_no_second_copy(path: Path, moved: str) -> None:
 def test_two_who_try_at_a_time_make_one(path: Path) -> None:
     handler = prepared(ForwardToMaildir, path=str(path))
     mails = [mail_of(b"x" * 1_000_000) for _ in range(8)]
-    threads = [threading.Thread(target=handler.handle, args=(mail,)) for mail in mails]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(mails)) as threads:
+        assert [*threads.map(handler.handle, mails)] == [None] * len(mails)
     assert files(path) == [f"new/{NAME}"]
     assert (path / "new" / NAME).stat().st_size == len(mails[0].raw.replace(b"\r\n", b"\n"))
+
+
+def test_what_a_try_has_left_that_was_killed_is_in_nobodys_way(path: Path) -> None:
+    handler = prepared(ForwardToMaildir, path=str(path))
+    handler.handle(mail_of(delivery="f" * 32))
+    (path / "tmp" / NAME).touch()
+    handler.handle(mail_of())
+    assert f"new/{NAME}" in files(path)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

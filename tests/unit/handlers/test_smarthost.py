@@ -92,6 +92,7 @@ def test_one_that_is_away_is_tried_again() -> None:
         *(f"{each}@example.org" for each in HOSTILE if not each.startswith(("-", ".", "/", "x"))),
         *("joe@example.org\nRCPT TO:<victim@example.net>", "a b@example.org", "joe", "<a@b>"),
         *("a@b> <c@d", "Joe <joe@example.org>", "a@b,c@d", "a@b\u2028", "a@b\x85"),
+        "=?utf-8?q?a=40b?=@example.org",
     ],
 )
 def test_no_mail_goes_to_an_address_that_is_two_things(address: str) -> None:
