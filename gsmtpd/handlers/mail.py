@@ -176,7 +176,9 @@ class Mail:
 
     def annotate(self, name: str, value: str) -> None:
         """Note something of this mail in the table `mail_note`, once the handler has returned."""
-        self.notes.append((str(name), str(value)))
+        # No database takes a lone surrogate, as `email` has for octets that it cannot read.
+        pair = [str(text).encode(errors="replace").decode() for text in (name, value)]
+        self.notes.append((pair[0], pair[1]))
 
     def reply(self, text: str, subject: str | None = None) -> None:
         """Answer its sender, once the handler has returned, through `[handlers] smarthost`.

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from email import policy
 from email.message import EmailMessage
-from email.utils import formatdate
 
 from gsmtpd.handlers import smarthost
 from gsmtpd.handlers.handler import GiveUpError
@@ -100,7 +99,7 @@ def compose(mail: Mail, answer: Answer) -> EmailMessage:
     made["From"] = mail.recipient
     made["To"] = mail.sender
     made["Subject"] = _line(subject)[:_MAX_SUBJECT]
-    made["Date"] = formatdate(mail.facts.received_at)
+    made["Date"] = mail.received
     domain = mail.recipient.rpartition("@")[2]
     made["Message-ID"] = f"<{mail.delivery}@{domain if domain.isascii() else _NO_DOMAIN}>"
     made["Auto-Submitted"] = "auto-replied"

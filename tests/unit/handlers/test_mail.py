@@ -94,6 +94,13 @@ def test_no_content_makes_reading_raise(content: bytes) -> None:
     assert not mail.header_message.is_multipart()
 
 
+def test_notes_are_text_that_a_database_takes() -> None:
+    mail = mail_of()
+    mail.annotate("who", "a\udcff")
+    mail.annotate("how much", 5)  # type: ignore[arg-type]
+    assert mail.notes == [("who", "a?"), ("how much", "5")]
+
+
 def test_a_mail_is_replied_to_once() -> None:
     mail = mail_of()
     mail.reply("Yes.")

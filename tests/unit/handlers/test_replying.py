@@ -110,6 +110,7 @@ def test_the_reply() -> None:
     assert reply["From"] == "ball@example.com"
     assert reply["To"] == "joe@example.org"
     assert reply["Subject"] == "Auto: Will it rain?"
+    assert reply["Date"] == "Sat, 22 Nov 2025 08:26:40 +0000"
     assert reply["Auto-Submitted"] == "auto-replied"
     assert reply["Message-ID"] == f"<{DELIVERY}@example.com>"
     assert reply["In-Reply-To"] == "<1@example.org>"
