@@ -169,7 +169,12 @@ def test_trouble_is_told_once(
         for number in range(30):
             asker.ask(number)
             asker.verdict()
-        first, second = caplog.records
+
+        # A thread of the test before may say something as late as this.
+        def told() -> list[logging.LogRecord]:
+            return [record for record in caplog.records if record.name == "gsmtpd.complaints"]
+
+        first, second = told()
         ends = "; answered with 451 where that happens"
         where = f"(test_hook_threads.py, line {moody.__code__.co_firstlineno + 2})"
         said = f"hook test: it failed: ValueError: mail 0 is bad {where}{ends}"
@@ -179,9 +184,7 @@ def test_trouble_is_told_once(
         monkeypatch.setattr(hook_threads, "QUIET", 0.0)
         asker.ask(2)
         assert asker.verdict() == NO
-        assert [record.getMessage() for record in caplog.records[2:]] == [
-            "hook test: it works again"
-        ]
+        assert [record.getMessage() for record in told()[2:]] == ["hook test: it works again"]
 
 
 ANN, BOB = Mailbox("ann", "example.com"), Mailbox("bob", "example.com")

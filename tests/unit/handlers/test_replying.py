@@ -222,7 +222,7 @@ class Returning(Handler):
 def handled(end: Result | Exception | str, box: Postbox, may: bool = True) -> dict[str, Any]:
     """What a runner says of a mail, to a dispatcher that allows a reply, or does not."""
     ours, theirs = (Wire(each) for each in socket.socketpair())
-    task = {"replies": {"smarthost": box.where, "host_name": HOST}}
+    task = {"smarthost": box.where, "host_name": HOST}
     with ThreadPoolExecutor(1) as other:
 
         def act() -> None:
