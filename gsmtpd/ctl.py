@@ -277,10 +277,11 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
     for listener in status["listeners"]:
         yield f"Listening:  {listener['address']} ({listener['name']})"
     for one in status["workers"]:
-        yield (
-            f"Worker:     {one['pid']}, {one['state']}, {_lasting(one['seconds'])},"
-            f" clients: {one['clients']}, accepted: {one['accepted']}"
-        )
+        about = f"{one['pid']}, {one['state']}, {_lasting(one['seconds'])}"
+        if one.get("role", "smtp") == "smtp":
+            yield f"Worker:     {about}, clients: {one['clients']}, accepted: {one['accepted']}"
+        else:
+            yield f"Handlers:   {about}"
     yield f"Replaced:   {status['replaced']} workers that had died"
     yield f"Clients:    {status['clients']} of {status['max_clients']}"
     yield (
@@ -294,6 +295,11 @@ def _said(status: dict[str, Any]) -> Iterator[str]:
         f"Messages:   {status['accepted']} accepted ({status['received_bytes']} bytes),"
         f" {status['refused']} refused, {status['discarded']} discarded"
     )
+    if any(one.get("role") == "handlers" for one in status["workers"]):
+        yield (
+            f"Handled:    {status['handled']} mails; {status['handler_failed']} tries failed,"
+            f" {status['handler_dead']} given up"
+        )
     yield f"Spool:      {_said_spool(status['spool'])}"
     reload = status["reload"]
     if reload is None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from gsmtpd.handlers.hand import Hand, Plan
 from gsmtpd.metrics import Counter
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.outbox import Outbox, Session
+from gsmtpd.storage.outbox import WAITING, Outbox, Session
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Dispatcher:
         self._session = open_session()
         self._outbox = Outbox(self._session, owner)
         self._swept_at = time.monotonic() - random.uniform(0, _SWEEP_EACH)
-        self._given_back = False
+        self._began = False
+        self._names = [plan.task.name for plan in plans]
         self._hands = [
             Hand(plan, open_session(), owner, self._stopped, self._count, first=number == 0)
             for plan in plans
@@ -134,8 +135,9 @@ class Dispatcher:
             self._due.wait()
             self._due.clear()
             try:
-                self._give_back()
-                busy = self._outbox.busy(time.time())
+                if not self._began:
+                    self._begin()
+                busy = self._outbox.busy(self._names, time.time())
                 for hand in self._hands:
                     if hand.name in busy:
                         hand.wake()
@@ -147,15 +149,21 @@ class Dispatcher:
                 self._stopped.wait(_AFTER_TROUBLE)
         self._session.close()
 
-    def _give_back(self) -> None:
-        """Have what a process that was killed had in hand be due at once."""
-        if self._given_back:
-            return
+    def _begin(self) -> None:
+        """See what those before have left."""
         for owner in self._outbox.owners(self._place):
             if self._is_gone(owner):
                 entries = self._outbox.give_back(owner, time.time())
                 _log.warning("handlers: %d mails that a process had in hand, which died", entries)
-        self._given_back = True
+        for name, state, number in self._outbox.counts():
+            if state == WAITING and name not in self._names:
+                _log.warning(
+                    "handlers: %d mails wait for %s, which is not configured any more; see"
+                    " gsmtpctl outbox",
+                    number,
+                    name,
+                )
+        self._began = True
 
     def _sweep(self) -> None:
         """Delete, now and then, what nobody needs any more."""

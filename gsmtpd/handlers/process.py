@@ -131,7 +131,7 @@ class Runner:
         if code == -signal.SIGKILL:
             return "was killed by SIGKILL: by somebody, or as memory ran out"
         if code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
+            return f"was ended by {signal.strsignal(-code) or f'signal {-code}'}"
         return f"ended its process, with exit code {code}"
 
     def kill(self) -> None:
