@@ -137,12 +137,12 @@ class Hand:
             self._complaints.say(f"{error}; its mail waits")
             for entry in entries:
                 due = time.time() + _REFUSED_FOR
-                self._outbox.postpone(entry, due, entry.tries, str(error))
+                self._outbox.postpone(entry, due, str(error))
             return
         self._complaints.over()
         for entry in entries:
             if self._stopped.is_set():
-                self._outbox.postpone(entry, time.time(), entry.tries, entry.reason)
+                self._outbox.postpone(entry, time.time(), entry.reason)
                 continue
             self._at = entry
             try:
@@ -167,7 +167,7 @@ class Hand:
             frame = self._runner.run(facts._asdict(), found[1], lambda ask: self._asked(entry, ask))
         except (RefusedError, RunnerError) as error:
             if self._stopped.is_set():
-                self._outbox.postpone(entry, time.time(), entry.tries, entry.reason)
+                self._outbox.postpone(entry, time.time(), entry.reason)
             else:
                 self._failed(entry, str(error))
             return
@@ -190,7 +190,7 @@ class Hand:
                 self._bury(entry, str(frame["failed"]))
         elif "later" in frame:
             due = time.time() + max(0.0, float(frame["later"]))
-            self._outbox.postpone(entry, due, entry.tries, "")
+            self._outbox.call_again(entry, due, entry.tries, "")
         else:
             notes = [(str(name), str(value)) for name, value in frame.get("notes", ())]
             finished = Finished(notes, bool(frame.get("discard")))
@@ -208,7 +208,7 @@ class Hand:
             "handler %s: mail %s: try %d failed, the next is in %.0f s: %s",
             self.name, entry.hash, tries, pause, reason,
         )  # fmt: skip
-        self._outbox.postpone(entry, time.time() + pause, tries, reason)
+        self._outbox.call_again(entry, time.time() + pause, tries, reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         self._count(Counter.HANDLER_DEAD)
@@ -216,7 +216,7 @@ class Hand:
             "handler %s: mail %s is given up after %d tries: %s; see gsmtpctl outbox list",
             self.name, entry.hash, entry.tries + 1, reason,
         )  # fmt: skip
-        self._outbox.bury(entry, entry.tries + 1, reason)
+        self._outbox.bury(entry, reason)
 
 
 def _facts(entry: Entry, mail: StoredMail) -> Facts:
@@ -224,7 +224,7 @@ def _facts(entry: Entry, mail: StoredMail) -> Facts:
         id=mail.hash,
         row=mail.mail_id,
         delivery=entry.delivery,
-        attempt=entry.tries + 1,
+        attempt=entry.calls + 1,
         sender=mail.return_path,
         recipient=entry.recipient,
         mailbox=entry.to,

@@ -50,9 +50,9 @@ def outbox_rows(letter: Letter) -> Iterator[tuple[str, str, str, str, str, int]]
 
 
 class Entry(NamedTuple):
-    """A row of the outbox. due: Unix time in milliseconds. tries: how often it has failed.
+    """A row of the outbox. due: Unix time in milliseconds.
 
-    owner: who has it in hand, "" for nobody.
+    calls, tries: how often the handler was called for it, and how often that has failed. owner: who has it in hand, "" for nobody.
     """
 
     outbox_id: int
@@ -63,6 +63,7 @@ class Entry(NamedTuple):
     to: str
     due: int
     state: str
+    calls: int
     tries: int
     owner: str
     reason: str
@@ -214,22 +215,30 @@ class Outbox:
             for table in ("mail_attachment", self._table):
                 self._session.execute(f"DELETE FROM `{table}` WHERE `mail_id` = {mark}", mail_id)
 
-    def postpone(self, entry: Entry, due: float, tries: int, reason: str) -> None:
-        """Have `entry` come again. due: Unix time. tries: so far. reason: of the last one."""
-        self._change(entry, WAITING, milliseconds(due), tries, reason)
+    def postpone(self, entry: Entry, due: float, reason: str) -> None:
+        """Have `entry` come again, without a call. due: Unix time. reason: for people."""
+        self._change(entry, WAITING, due, entry.calls, entry.tries, reason)
 
-    def bury(self, entry: Entry, tries: int, reason: str) -> None:
-        """Have `entry` wait for people."""
-        self._change(entry, DEAD, entry.due, tries, reason)
+    def call_again(self, entry: Entry, due: float, tries: int, reason: str) -> None:
+        """Have `entry` come again behind a call. tries: how many have failed by now."""
+        self._change(entry, WAITING, due, entry.calls + 1, tries, reason)
 
-    def _change(self, entry: Entry, state: str, due: int, tries: int, reason: str) -> None:
+    def bury(self, entry: Entry, reason: str) -> None:
+        """Have `entry` wait for people, behind a call that failed."""
+        due = entry.due / 1000
+        self._change(entry, DEAD, due, entry.calls + 1, entry.tries + 1, reason)
+
+    def _change(
+        self, entry: Entry, state: str, due: float, calls: int, tries: int, reason: str
+    ) -> None:
         mark = self._mark
         self._session.execute(
-            f"UPDATE `mail_outbox` SET `state` = {mark}, `due` = {mark}, `tries` = {mark},"
-            f" `reason` = {mark}, `owner` = '' WHERE `outbox_id` = {mark} AND `owner` = {mark}"
-            f" AND `due` = {mark}",
+            f"UPDATE `mail_outbox` SET `state` = {mark}, `due` = {mark}, `calls` = {mark},"
+            f" `tries` = {mark}, `reason` = {mark}, `owner` = ''"
+            f" WHERE `outbox_id` = {mark} AND `owner` = {mark} AND `due` = {mark}",
             state,
-            due,
+            milliseconds(due),
+            calls,
             tries,
             reason[:_MAX_REASON],
             entry.outbox_id,

@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS `mail_outbox` (
   `to` varchar(255) NOT NULL,
   `due` bigint NOT NULL,
   `state` varchar(8) CHARACTER SET ascii NOT NULL DEFAULT 'waiting',
+  `calls` int unsigned NOT NULL DEFAULT 0,
   `tries` int unsigned NOT NULL DEFAULT 0,
   `owner` char(32) CHARACTER SET ascii NOT NULL DEFAULT '',
   `reason` varchar(255) NOT NULL DEFAULT '',
