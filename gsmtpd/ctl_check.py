@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from gsmtpd import app, app_policy, cli
-from gsmtpd.config import PREFIX, Config
+from gsmtpd.config import Config
+from gsmtpd.config_environment import PREFIX
 from gsmtpd.config_file import Place, line_of
 from gsmtpd.policy.decision import Decision, Policy, Reason, explain
 from gsmtpd.policy.files import PARSERS, PolicyFiles

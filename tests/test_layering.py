@@ -22,6 +22,7 @@ CONFIG = {
     "config_checks",
     "config_tls",
     "config_handlers",
+    "config_environment",
     *VALUES,
 }
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
@@ -53,12 +54,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_types": {"config_checks"},
     "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
     "config_handlers": {"wording", "config_file", "config_types"},
+    "config_environment": {"wording", "config_file", "config_tls"},
     "config": {
         "wording",
         "config_file",
         "config_checks",
         "config_types",
         "config_tls",
+        "config_environment",
         "config_handlers",
     },
     "signals": set(),
@@ -87,7 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
     "ctl_purge": RUNNING | {"cli", "config_checks"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
-    "ctl_check": RUNNING | {"cli", "config_file", "wording"},
+    "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
     | {"cli", "mailfiles", "ctl_check", "ctl_feed", "ctl_mail", "ctl_import", "ctl_outbox"}
     | {"ctl_purge", "ctl_why"},

@@ -52,7 +52,8 @@ def outbox_rows(letter: Letter) -> Iterator[tuple[str, str, str, str, str, int]]
 class Entry(NamedTuple):
     """A row of the outbox. due: Unix time in milliseconds.
 
-    calls, tries: how often the handler was called for it, and how often that has failed. owner: who has it in hand, "" for nobody.
+    calls, tries: how often the handler was called for it, and how often that has failed. owner: who
+    has it in hand, "" for nobody.
     """
 
     outbox_id: int
