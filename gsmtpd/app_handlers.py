@@ -80,7 +80,7 @@ def check(config: Config) -> Iterator[str]:
             runner.end()
 
 
-_PLACE = 12  # characters
+_PLACE = 10  # characters; of 32 for it, a process id, when that began, and the number of a thread
 
 
 def _place() -> str:
@@ -103,5 +103,5 @@ def _began(pid: int) -> str:
 
 def _is_gone(owner: str) -> bool:
     """Whether the process that called itself `owner`, here, is dead."""
-    pid, _, began = owner[_PLACE:].partition(".")
+    pid, began, *_ = [*owner[_PLACE:].split("."), ""]
     return not pid.isdigit() or _began(int(pid)) != began

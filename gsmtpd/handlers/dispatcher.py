@@ -43,8 +43,8 @@ class Shared(NamedTuple):
 class Dispatcher:
     """Runs `plans`. Start it behind the fork. It can be served by gsmtpd.worker.
 
-    open_session: makes a connection to the outbox for one thread. owner: see Outbox; it begins with
-    `place`, by which `is_gone` tells whether such a one is dead.
+    open_session: makes a connection to the outbox for one thread. owner: what each thread adds its
+    number to, see Outbox; it begins with `place`. is_gone: whether such a one is dead.
     """
 
     def __init__(
@@ -68,9 +68,10 @@ class Dispatcher:
         self._began = False
         self._names = [plan.task.name for plan in plans]
         self._hands = [
-            Hand(plan, open_session(), owner, self._stopped, self._count, first=number == 0)
-            for plan in plans
-            for number in range(plan.processes)
+            Hand(plan, open_session(), f"{owner}.{number}", self._stopped, self._count, first)
+            for number, (plan, first) in enumerate(
+                (plan, n == 0) for plan in plans for n in range(plan.processes)
+            )
         ]
         self._threads = [
             threading.Thread(target=self._watch, name="handlers", daemon=True),

@@ -24,7 +24,8 @@ GROWTH = 3.0  # each pause is so many times the one before
 LONGEST_PAUSE = 6 * 3600.0
 SPREAD = 0.2  # of a pause, by chance: what failed together does not come again together
 AT_ONCE = 10  # entries that one thread takes
-_LEASE_MORE = 60.0  # seconds beyond its time limit that an entry is nobody else's
+_LEASE_MORE = 120.0  # seconds beyond their time limits that entries are nobody else's
+_TELL_WITHIN = 60.0  # seconds in which the outbox can be told what has become of one
 _AFTER_TROUBLE = 2.0  # seconds
 _REFUSED_FOR = 60.0  # seconds until a handler that cannot be had is tried again
 _IDLE_FOR = 60.0  # seconds until a runner without work is ended, and its connection
@@ -68,7 +69,9 @@ class Hand:
         self.name = plan.task.name
         self._plan = plan
         self._session = session
+        self._owner = owner
         self._outbox = Outbox(session, owner)
+        self._in_doubt = False
         self._stopped = stopped
         self._count = count
         self._first = first
@@ -108,6 +111,10 @@ class Hand:
     def _round(self) -> float | None:
         """Act on what is due; how many seconds until the next look, None if there is no need."""
         try:
+            if self._in_doubt:
+                # What was in hand when the database went away.
+                self._outbox.give_back(self._owner, time.time())
+                self._in_doubt = False
             lease = self._plan.task.time_limit * AT_ONCE + _LEASE_MORE
             entries = self._outbox.take(self.name, AT_ONCE, time.time(), lease)
             if not entries:
@@ -118,6 +125,7 @@ class Hand:
             self._complaints.say(str(error))
         except Exception:
             _log.exception("handler %s: unexpected trouble", self.name)
+        self._in_doubt = True
         self._stopped.wait(_AFTER_TROUBLE)
         return 0.0
 
@@ -134,15 +142,12 @@ class Hand:
         try:
             self._runner.start()
         except (RefusedError, RunnerError) as error:
-            self._complaints.say(f"{error}; its mail waits")
-            for entry in entries:
-                due = time.time() + _REFUSED_FOR
-                self._outbox.postpone(entry, due, str(error))
+            self._put_back(entries, str(error))
             return
         self._complaints.over()
         for entry in entries:
             if self._stopped.is_set():
-                self._outbox.postpone(entry, time.time(), entry.reason)
+                self._put_back([entry])
                 continue
             self._at = entry
             try:
@@ -151,15 +156,37 @@ class Hand:
                 self._at = None
                 self._used_at = time.monotonic()
 
+    def _put_back(self, entries: list[Entry], refused: str = "") -> None:
+        """Have `entries`, which were not acted on, come again. refused: why, if not for a stop."""
+        due = time.time()
+        if refused and not self._stopped.is_set():
+            self._complaints.say(f"{refused}; its mail waits")
+            due += _REFUSED_FOR
+        for entry in entries:
+            self._write_down(self._outbox.postpone, entry, due, refused or entry.reason)
+
+    def _write_down(self, write: Callable[..., None], *arguments: object) -> None:
+        """Have the outbox know, as soon as it can be told. Raises StoreError."""
+        until = time.monotonic() + _TELL_WITHIN
+        while True:
+            try:
+                write(*arguments)
+                return
+            except StoreError as error:
+                if self._stopped.is_set() or time.monotonic() > until:
+                    raise
+                self._complaints.say(str(error))
+                self._stopped.wait(_AFTER_TROUBLE)
+
     def _act(self, entry: Entry) -> None:
         try:
             found = self._outbox.mail(entry)
         except UnreadableError as error:
-            self._bury(entry, str(error))
+            self._failed(entry, str(error))  # of a body store that is down it may come back
             return
         if found is None:
             _log.info("handler %s: mail %s was deleted before its turn", self.name, entry.hash)
-            self._outbox.finish(entry, Finished(), time.time())
+            self._write_down(self._outbox.finish, entry, Finished(), time.time())
             return
         try:
             self._runner.start()  # which the mail before may have ended
@@ -167,7 +194,7 @@ class Hand:
             frame = self._runner.run(facts._asdict(), found[1], lambda ask: self._asked(entry, ask))
         except (RefusedError, RunnerError) as error:
             if self._stopped.is_set():
-                self._outbox.postpone(entry, time.time(), entry.reason)
+                self._put_back([entry])  # it was cut short
             else:
                 self._failed(entry, str(error))
             return
@@ -190,11 +217,11 @@ class Hand:
                 self._bury(entry, str(frame["failed"]))
         elif "later" in frame:
             due = time.time() + max(0.0, float(frame["later"]))
-            self._outbox.call_again(entry, due, entry.tries, "")
+            self._write_down(self._outbox.call_again, entry, due, entry.tries, "")
         else:
             notes = [(str(name), str(value)) for name, value in frame.get("notes", ())]
             finished = Finished(notes, bool(frame.get("discard")))
-            self._outbox.finish(entry, finished, time.time())
+            self._write_down(self._outbox.finish, entry, finished, time.time())
             self._count(Counter.HANDLED)
 
     def _failed(self, entry: Entry, reason: str, after: float | None = None) -> None:
@@ -208,7 +235,8 @@ class Hand:
             "handler %s: mail %s: try %d failed, the next is in %.0f s: %s",
             self.name, entry.hash, tries, pause, reason,
         )  # fmt: skip
-        self._outbox.call_again(entry, time.time() + pause, tries, reason)
+        due = time.time() + pause
+        self._write_down(self._outbox.call_again, entry, due, tries, reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         self._count(Counter.HANDLER_DEAD)
@@ -216,7 +244,7 @@ class Hand:
             "handler %s: mail %s is given up after %d tries: %s; see gsmtpctl outbox list",
             self.name, entry.hash, entry.tries + 1, reason,
         )  # fmt: skip
-        self._outbox.bury(entry, reason)
+        self._write_down(self._outbox.bury, entry, reason)
 
 
 def _facts(entry: Entry, mail: StoredMail) -> Facts:

@@ -63,6 +63,7 @@ class Runner:
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Wire | None = None
         self._lines = 0
+        self._reaping = threading.Lock()
 
     def start(self) -> None:
         """Start it, if it is not running. Raises RefusedError and RunnerError."""
@@ -136,17 +137,16 @@ class Runner:
 
     def kill(self) -> None:
         """End what it does, from any thread; it is heard of as RunnerError."""
-        process = self._process
-        if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with self._reaping:
+            if self._process is not None:
+                _kill_group(self._process.pid)
 
     def end(self) -> int:
         """End it, and what it has started; its exit code."""
-        process, wire = self._process, self._wire
-        self._process = self._wire = None
+        wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
+        process = self._process
         if process is None:
             return 0
         # One that ends by itself, or at the end of the wire, has an exit code of its own. While it
@@ -154,12 +154,13 @@ class Runner:
         until = time.monotonic() + _ENDS_WITHIN
         while time.monotonic() < until and not _has_ended(process.pid):
             time.sleep(0.005)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        try:
-            return process.wait(_KILLED_WITHIN)
-        except subprocess.TimeoutExpired:
-            return -signal.SIGKILL  # it hangs in the kernel
+        with self._reaping:
+            _kill_group(process.pid)
+            self._process = None
+            try:
+                return process.wait(_KILLED_WITHIN)
+            except subprocess.TimeoutExpired:
+                return -signal.SIGKILL  # it hangs in the kernel
 
     def _hear(self, process: subprocess.Popen[bytes]) -> None:
         """Log what it says: its tracebacks, and what it prints."""
@@ -170,6 +171,11 @@ class Runner:
                 if self._lines <= _LINES:
                     text = line.decode(errors="replace").rstrip()
                     _log.info("handler %s: %s", self._task.name, text)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _has_ended(pid: int) -> bool:
