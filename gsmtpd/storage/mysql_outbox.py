@@ -28,6 +28,7 @@ class MySQLSession:
         self._bodies = bodies
         self._link = Link(database)
         self._within = False
+        self._reader: MailReader | None = None  # it knows the columns
 
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """The rows that the statement finds."""
@@ -52,10 +53,14 @@ class MySQLSession:
 
     def reader(self) -> MailReader:
         """Reads mail over the same connection."""
-        return SQLReader(self._link, self.table, self.mark, self._explain, self._bodies)
+        if self._reader is None:
+            reader = SQLReader(self._link, self.table, self.mark, self._explain, self._bodies)
+            self._reader = reader
+        return self._reader
 
     def close(self) -> None:
         """Close the connection; the next use makes another."""
+        self._reader = None
         self._link.close()
 
     def _tried(self, ask: Callable[[], _Found]) -> _Found:
@@ -70,5 +75,6 @@ class MySQLSession:
         raise AssertionError("the last try ends this")
 
     def _explain(self, error: Exception) -> StoreError:
+        self._reader = None
         self._link.recover(error)
         return store_error(error, self._database)

@@ -23,7 +23,8 @@ _MAX_NAME = 64
 _MAX_NOTE = 65535 // 4
 _SWEPT = 500  # rows of a step
 
-_WHICH = "`hash` = %s AND `recipient` = %s AND `to` = %s"
+# By the index on `hash`: SQLite may take that on `recipient`, and half of the table has the same.
+_WHICH = "`hash` = %s AND COALESCE(`recipient`, '') = %s AND COALESCE(`to`, '') = %s"
 _COLUMNS = "`delivery`, `handler`, `hash`, `recipient`, `to`, `due`"
 INSERT_NONE = f"INSERT INTO `mail_outbox` ({_COLUMNS})"
 INSERT_MANY = f"{INSERT_NONE} VALUES "
@@ -383,7 +384,7 @@ class Outbox:
         dead = "" if table == "mail_note" else " AND `state` = 'dead'"
         found = self._session.rows(
             f"SELECT `{number}`, EXISTS (SELECT 1 FROM `{self._table}` AS m WHERE m.`hash` ="
-            f" o.`hash` AND m.`recipient` = o.`recipient`) FROM `{table}` AS o"
+            f" o.`hash` AND COALESCE(m.`recipient`, '') = o.`recipient`) FROM `{table}` AS o"
             f" WHERE `{number}` > {self._mark}{dead} ORDER BY `{number}` LIMIT {_SWEPT}",
             after,
         )

@@ -24,6 +24,7 @@ class SQLiteSession:
         self._bodies = bodies
         self._connection: sqlite3.Connection | None = None
         self._file: object = None
+        self._reader: MailReader | None = None  # it knows the columns
 
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """The rows that the statement finds."""
@@ -52,11 +53,14 @@ class SQLiteSession:
         """Reads mail over the same connection."""
         with self._explained():
             connection = self._connected()
-        return SQLReader(connection, self.table, self.mark, self._explain, self._bodies)
+        if self._reader is None:
+            reader = SQLReader(connection, self.table, self.mark, self._explain, self._bodies)
+            self._reader = reader
+        return self._reader
 
     def close(self) -> None:
         """Close the file; the next use opens it."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._reader = self._connection, None, None
         if connection is not None:
             connection.close()
 
