@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from contextlib import suppress
 from importlib.metadata import entry_points
+from operator import attrgetter
 
 from gsmtpd.handlers.handler import Handler, HandlerError
 
@@ -36,11 +38,11 @@ def load(name: str, directory: str) -> type[Handler]:
         module, _, attribute = module.rpartition(".")
     try:
         loaded = importlib.import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise HandlerError(_unknown(name, module, directory)) from error
         raise HandlerError(f"{name}: {module} cannot be loaded: {_said(error)}") from error
-    found = getattr(loaded, attribute, None) if attribute else _only(loaded, name)
+    found = _named(loaded, attribute) if attribute else _only(loaded, name)
     if not (inspect.isclass(found) and issubclass(found, Handler)):
         raise HandlerError(f"{name}: {module} has no handler {attribute}; it must be a Handler")
     return found
@@ -48,8 +50,14 @@ def load(name: str, directory: str) -> type[Handler]:
 
 def _installed(name: str) -> str:
     for entry in entry_points(group=GROUP, name=name):
-        return entry.value
+        return f"{entry.module}:{entry.attr or ''}"
     return ""
+
+
+def _named(module: object, attribute: str) -> object:
+    with suppress(AttributeError):
+        return attrgetter(attribute)(module)
+    return None
 
 
 def _only(module: object, name: str) -> type[Handler]:
@@ -67,9 +75,9 @@ def _only(module: object, name: str) -> type[Handler]:
 
 
 def _unknown(name: str, module: str, directory: str) -> str:
-    where = f"{directory}/{module}.py, " if directory else ""
+    where = f"{directory}/{module.replace('.', '/')}.py, no " if directory else ""
     return (
-        f"{name}: there is no {where}no module {module} and no handler of that name; those of"
+        f"{name}: there is no {where}module {module} and no handler of that name; those of"
         f" gsmtpd are {', '.join(SHIPPED)}"
     )
 
