@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gsmtpd.handlers.wire import Wire, WireError
+from gsmtpd.handlers.wire import NoFrameError, Wire, WireError
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +125,9 @@ class Runner:
         except TimeoutError as error:
             self.end()
             raise RunnerError(f"took longer than {limit:g} s, and was killed") from error
+        except NoFrameError as error:
+            self.end()
+            raise RunnerError(f"wrote {error} to gsmtpd, and was killed") from error
         except WireError as error:
             raise RunnerError(self._how(self.end())) from error
 

@@ -18,6 +18,10 @@ class WireError(Exception):
     """The other end is gone, or says what is no frame."""
 
 
+class NoFrameError(WireError):
+    """The other end says what is no frame; the text says what."""
+
+
 class Wire:
     """One end of the pair."""
 
@@ -53,14 +57,16 @@ class Wire:
         """
         while (end := self._heard.find(b"\n")) < 0:
             if len(self._heard) > MAX_LINE:
-                raise WireError("a line without an end")
+                raise NoFrameError("a line without an end")
             self._heard += self._receive(until)
         line, self._heard = self._heard[:end], self._heard[end + 1 :]
         try:
             frame = json.loads(line)
             wanted = int(frame.pop(_OCTETS, 0))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise WireError("a line that is no frame") from error
+            if wanted < 0:
+                raise ValueError(wanted)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise NoFrameError("a line that is no frame") from error
         pieces, size = [self._heard], len(self._heard)
         while size < wanted:
             pieces.append(self._receive(until))
