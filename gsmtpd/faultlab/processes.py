@@ -122,6 +122,13 @@ def descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in descendants(child)]
 
 
+def parent(pid: int) -> int:
+    """The parent of a process; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
 def resident(pid: int) -> int:
     """Octets of resident memory that a process has now."""
     return _memory(pid, "VmRSS")

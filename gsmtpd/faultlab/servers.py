@@ -42,6 +42,7 @@ from gsmtpd.faultlab.processes import (
     find_program,
     forget_peak,
     free_port,
+    parent,
     peak,
     resident,
     sweep,
@@ -71,6 +72,7 @@ __all__ = [
     "install_database",
     "merge",
     "mysql_store",
+    "parent",
     "peak",
     "render",
     "resident",
@@ -284,8 +286,8 @@ class Gsmtpd(Server):
 
     @property
     def workers(self) -> list[int]:
-        """The worker processes the master has now."""
-        return descendants(self.pid)
+        """The worker processes the master has now; one that runs handlers has others below it."""
+        return [pid for pid in descendants(self.pid) if parent(pid) == self.pid]
 
     def dump(self) -> str:
         """What its workers do, by their own words."""
@@ -297,10 +299,11 @@ class Gsmtpd(Server):
 
     def wait_for_lane(self) -> None:
         """Wait until each worker stores mail in MySQL from its SMTP thread. Raises NotYetError."""
+        serving = [each for each in self.status()["workers"] if each["role"] == "smtp"]
 
         def all_have() -> bool:
             lanes = re.findall("lanes: ([0-9]+)", self.dump())
-            return len(lanes) == len(self.workers) and "0" not in lanes
+            return len(lanes) == len(serving) and "0" not in lanes
 
         wait_for(all_have)
 
