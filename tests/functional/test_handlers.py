@@ -28,6 +28,7 @@ from tests.peers import Postfix
 from tests.servers import Gsmtpd, MariaDB, environment, mysql_store, wait_for
 
 DATAERR, CONFIG = 65, 78
+LOOKS = 10.0  # seconds in which the dispatcher looks by itself, on a busy machine
 OWN = """
 import os, time
 from gsmtpd.handlers import DISCARD, GiveUpError, Handler, Later
@@ -240,7 +241,7 @@ def test_one_mail_for_several_recipients_and_handlers(kept: Acting) -> None:
 def test_what_is_fed(kept: Acting) -> None:
     """No client has sent it, and no worker has stored it; the daemon's handlers act on it."""
     ctl(kept.daemon, "feed", "--to", "shout@example.com", "-", stdin=b"Subject: fed\n\nHello\n")
-    wait_for(lambda: notes(kept.table))
+    wait_for(lambda: notes(kept.table), LOOKS)
     assert settled(kept.table) == []
     assert notes(kept.table) == [("shout@example.com", "shout", "shouted", "FED!")]
 
@@ -257,7 +258,7 @@ def test_mail_that_inetd_brings(kept: Acting) -> None:
         client.sendmail("joe@example.org", "shout@example.com", b"Subject: inetd\r\n\r\n")
         assert client.quit()[0] == 221
         assert process.wait(30) == 0
-    wait_for(lambda: notes(kept.table))
+    wait_for(lambda: notes(kept.table), LOOKS)
     assert notes(kept.table) == [("shout@example.com", "shout", "shouted", "INETD!")]
     assert settled(kept.table) == []
 
