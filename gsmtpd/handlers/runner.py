@@ -17,7 +17,15 @@ import traceback
 from typing import Any
 
 from gsmtpd.handlers import replying
-from gsmtpd.handlers.handler import Discard, GiveUpError, Handler, HandlerError, Later, RetryError
+from gsmtpd.handlers.handler import (
+    Discard,
+    GiveUpError,
+    Handler,
+    HandlerError,
+    Later,
+    Result,
+    RetryError,
+)
 from gsmtpd.handlers.loading import load
 from gsmtpd.handlers.mail import Facts, Mail
 from gsmtpd.handlers.wire import Wire, WireError
@@ -77,7 +85,7 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
         return wire.hear()[0].get("may") is True
 
     try:
-        result = handler.handle(mail)
+        result = _result(handler, mail)
         if isinstance(result, Later):
             # It is handed over again as if it had never been: so nothing is noted or sent yet.
             return _later(result)
@@ -99,6 +107,16 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
         return {"failed": _one_line(f"{type(error).__name__}: {error}"), "again": True}
     discard = result is not None
     return {"done": True, "notes": mail.notes, "discard": discard, "reply": _one_line(reply)}
+
+
+def _result(handler: Handler, mail: Mail) -> Result:
+    """What the handler returns, to this process alone."""
+    own = os.getpid()
+    try:
+        return handler.handle(mail)
+    finally:
+        if os.getpid() != own:
+            os._exit(0)  # it has forked: what this one says would be taken for the next mail's
 
 
 def _later(result: Later) -> dict[str, Any]:
