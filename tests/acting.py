@@ -5,11 +5,9 @@ A handler waits for a test by files in the directory `signs`, which is its setti
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gsmtpd.faultlab.processes import descendants
 from tests.accounting import Mail, Table
 from tests.servers import Gsmtpd, wait_for
 
@@ -75,8 +73,3 @@ def dispatcher(daemon: Gsmtpd) -> int:
 def runners(daemon: Gsmtpd) -> list[int]:
     """The processes of handlers, and what they have started."""
     return [pid for pid in daemon.pids() if pid not in (daemon.pid, *daemon.workers)]
-
-
-def below(pid: int) -> list[int]:
-    """The processes below `pid` that are there; no zombies."""
-    return [each for each in descendants(pid) if os.path.exists(f"/proc/{each}/exe")]

@@ -114,12 +114,11 @@ def sweep(directory: Path) -> None:
 
 def descendants(pid: int) -> list[int]:
     """All living processes below `pid`, children before grandchildren."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    found = [int(child) for child in children]
-    return found + [below for child in found for below in descendants(child)]
+    children = []
+    for lists in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has its own
+        with contextlib.suppress(OSError):
+            children += [int(child) for child in lists.read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
 
 
 def parent(pid: int) -> int:
