@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 
@@ -85,20 +86,24 @@ _PLACE = 10  # characters; of 32 for it, a process id, when that began, and the 
 
 def _place() -> str:
     """This machine, since its last start, and this namespace of processes."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    boot = ""
+    # Not under systemd with ProcSubset=pid: then when a process began must do.
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read()
     facts = f"{socket.gethostname()}\n{boot}\n{os.readlink('/proc/self/ns/pid')}"
     return sha256(facts.encode()).hexdigest()[:_PLACE]
 
 
 def _began(pid: int) -> str:
-    """When the process began, in clock ticks; "" where there is none."""
+    """When the process began, in clock ticks; "" where there is none, or it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # Its name, in parentheses, may hold anything.
-            return file.read().rpartition(b")")[2].split()[19].decode()
-    except (OSError, IndexError):
+            facts = file.read().rpartition(b")")[2].split()
+    except OSError:
         return ""
+    # Nobody may have waited for it yet (proc(5): the states of what has ended).
+    return "" if facts[0] in b"ZXx" else facts[19].decode()
 
 
 def _is_gone(owner: str) -> bool:

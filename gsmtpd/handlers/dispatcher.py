@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks for what is due by now, or comes from another machine
 _AFTER_TROUBLE = 5.0  # seconds
+_GIVE_BACK_EACH = 10.0
 _SWEEP_EACH = 3600.0
 _SWEEP_PAUSE = 0.2  # seconds between two steps
 _STOP_WITHIN = 2.0  # seconds for threads whose runner was ended
@@ -66,6 +67,7 @@ class Dispatcher:
         self._outbox = Outbox(self._session, owner)
         self._swept_at = time.monotonic() - random.uniform(0, _SWEEP_EACH)
         self._began = False
+        self._give_back_at = 0.0  # monotonic seconds
         self._names = [plan.task.name for plan in plans]
         self._hands = [
             Hand(plan, open_session(), f"{owner}.{number}", self._stopped, self._count, first)
@@ -138,6 +140,7 @@ class Dispatcher:
             try:
                 if not self._began:
                     self._begin()
+                self._give_back()
                 busy = self._outbox.busy(self._names, time.time())
                 for hand in self._hands:
                     if hand.name in busy:
@@ -151,11 +154,7 @@ class Dispatcher:
         self._session.close()
 
     def _begin(self) -> None:
-        """See what those before have left."""
-        for owner in self._outbox.owners(self._place):
-            if self._is_gone(owner):
-                entries = self._outbox.give_back(owner, time.time())
-                _log.warning("handlers: %d mails that a process had in hand, which died", entries)
+        """See what those before have left that nobody does any more."""
         for name, state, number in self._outbox.counts():
             if state == WAITING and name not in self._names:
                 _log.warning(
@@ -165,6 +164,20 @@ class Dispatcher:
                     name,
                 )
         self._began = True
+
+    def _give_back(self) -> None:
+        """Have what a process that has died had in hand be due at once."""
+        if time.monotonic() < self._give_back_at:
+            return
+        self._give_back_at = time.monotonic() + _GIVE_BACK_EACH
+        for owner in self._outbox.owners(self._place, self._names, time.time()):
+            if self._is_gone(owner):
+                entries = self._outbox.give_back(owner, time.time())
+                _log.warning(
+                    "handlers: a process has died with %d mails in hand, which are handed over"
+                    " again",
+                    entries,
+                )
 
     def _sweep(self) -> None:
         """Delete, now and then, what nobody needs any more."""

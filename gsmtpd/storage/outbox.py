@@ -291,10 +291,18 @@ class Outbox:
 
     # ---- leases ----------------------------------------------------------------------------------
 
-    def owners(self, prefix: str) -> list[str]:
-        """Who has entries in hand, of those whose name begins with `prefix`, letters and digits."""
-        sql = f"SELECT DISTINCT `owner` FROM `mail_outbox` WHERE `owner` LIKE {self._mark}"
-        return [owner for (owner,) in self._session.rows(sql, f"{prefix}%")]
+    def owners(self, prefix: str, handlers: Sequence[str], now: float) -> list[str]:
+        """Who has something of `handlers` in hand, of those whose name begins with `prefix`.
+
+        prefix: letters and digits. now: Unix time in seconds.
+        """
+        marks = ", ".join([self._mark] * len(handlers))
+        sql = (
+            "SELECT DISTINCT `owner` FROM `mail_outbox` WHERE `state` = 'waiting'"
+            f" AND `handler` IN ({marks}) AND `due` > {self._mark} AND `owner` LIKE {self._mark}"
+        )
+        found = self._session.rows(sql, *handlers, milliseconds(now), f"{prefix}%")
+        return [owner for (owner,) in found]
 
     def give_back(self, owner: str, now: float) -> int:
         """What `owner`, who is gone, had in hand is due; how many entries. now: Unix time."""

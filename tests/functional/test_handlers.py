@@ -218,7 +218,7 @@ def test_what_a_handler_may_do(kept: Acting) -> None:
     assert (dead.state, dead.owner) == ("dead", "")
     assert sorted(notes(kept.table)) == [
         ("discard@example.com", "discard", "seen", "a secret"),
-        ("patient@example.com", "patient", "attempt", "1 3"),
+        ("patient@example.com", "patient", "attempt", "3 3"),
         ("shout@example.com", "shout", "shouted", "HELLO!"),
     ]
     assert {row.recipient for row in rows(kept.table)} == {
@@ -302,7 +302,7 @@ def test_the_outbox_is_listed_retried_and_dropped(kept: Acting) -> None:
     (signs / "mended").touch()
     assert ctl(daemon, "outbox", "retry", second).stdout == b"1 to be handed over again\n"
     wait_for(lambda: second not in [each.outbox_id for each in outbox(table)])
-    assert notes(table) == [("raise@example.com", "raising", "attempt", "1")]
+    assert notes(table) == [("raise@example.com", "raising", "attempt", "3")]
     assert ctl(daemon, "outbox", "drop", first).stdout == b"1 dropped; the mail stays\n"
     done = ctl(daemon, "outbox", "retry", "--handler", "raising", "--all")
     assert done.stdout == b"1 to be handed over again\n"
@@ -345,8 +345,8 @@ def test_status_and_dump(kept: Acting) -> None:
     pid = dispatcher(daemon)
     assert status["workers"][-1]["role"] == "handlers"
     said = daemon.ctl("status")
-    assert f"Worker:     {pid}, serving, " in said
-    assert f"Handlers:   {status['handled']} mails done, " in said
+    assert f"Handlers:   {pid}, serving, " in said
+    assert f"Handled:    {status['handled']} mails; " in said
     found = daemon.dump()
     wait_for(lambda: f"worker {pid}: handler shout: idle" in daemon.log.read_text())
     assert "thread MainThread" in found
