@@ -1,4 +1,5 @@
-# What scripts/run, scripts/gsmtpctl and scripts/test share: find the project, set up what is missing.
+# What scripts/run, scripts/gsmtpctl and scripts/test share: find the project, set up what is missing,
+# and the settings of a trial.
 # Source it; it sets ROOT and changes to it.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -67,4 +68,30 @@ make_venv() {
   fi
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$1" || return 1
   touch "$stamp"
+}
+
+# trial: the settings of the gsmtpd that scripts/run starts, and CONF, its configuration.
+trial() {
+  mkdir -p var
+  # The shipped configuration, or one of your own, with only what a trial needs laid over it.
+  CONF=etc/gsmtpd.conf
+  [ ! -e var/gsmtpd.conf ] || CONF=var/gsmtpd.conf
+  export GSMTPD_LISTEN_MX_ADDRESS=${GSMTPD_LISTEN_MX_ADDRESS:-127.0.0.1:2525}
+  export GSMTPD_DOMAINS_ACCEPT=${GSMTPD_DOMAINS_ACCEPT:-example.com, localhost}
+  export GSMTPD_STORE_SQLITE_PATH=${GSMTPD_STORE_SQLITE_PATH:-$ROOT/var/mail.db}
+  export GSMTPD_SERVER_PID_FILE=${GSMTPD_SERVER_PID_FILE:-$ROOT/var/gsmtpd.pid}
+  export GSMTPD_SERVER_CONTROL_SOCKET=${GSMTPD_SERVER_CONTROL_SOCKET:-$ROOT/var/control}
+  # Root stays root here: a user of its own could not write to the clone.
+  export GSMTPD_SERVER_USER=${GSMTPD_SERVER_USER:-$(id -un)}
+  # Replies come back here: write to a handler as somebody@example.com, and see its answer in the list.
+  export GSMTPD_HANDLERS_SMARTHOST=${GSMTPD_HANDLERS_SMARTHOST:-${GSMTPD_LISTEN_MX_ADDRESS%%,*}}
+  # The handler in var/handlers/NAME.py acts on mail for NAME.
+  export GSMTPD_HANDLERS_DIRECTORY=${GSMTPD_HANDLERS_DIRECTORY:-$ROOT/var/handlers}
+  local file name variable
+  for file in var/handlers/[A-Za-z]*.py; do
+    [ -e "$file" ] || continue
+    name=$(basename "$file" .py)
+    variable=GSMTPD_HANDLERS_$(printf %s "$name" | tr -c 'A-Za-z0-9' _ | tr a-z A-Z)
+    export "${variable}_MATCH=$name" "${variable}_CLASS=$name"
+  done
 }
