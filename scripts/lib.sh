@@ -72,7 +72,7 @@ make_venv() {
 
 # trial: the settings of the gsmtpd that scripts/run starts, and CONF, its configuration.
 trial() {
-  mkdir -p var
+  mkdir -p var/handlers
   # The shipped configuration, or one of your own, with only what a trial needs laid over it.
   CONF=etc/gsmtpd.conf
   [ ! -e var/gsmtpd.conf ] || CONF=var/gsmtpd.conf
