@@ -135,7 +135,7 @@ class Runner:
         if code == -signal.SIGKILL:
             return "was killed by SIGKILL: by somebody, or as memory ran out"
         if code < 0:
-            return f"was ended by {signal.strsignal(-code) or f'signal {-code}'}"
+            return f"was ended by {_signal(-code)}"
         return f"ended its process, with exit code {code}"
 
     def kill(self) -> None:
@@ -179,6 +179,13 @@ class Runner:
 def _kill_group(leader: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals that have no name
+        return f"signal {number}"
 
 
 def _has_ended(pid: int) -> bool:

@@ -36,6 +36,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     """Serve the wire, whose descriptor is the argument, until it is closed."""
     _die_with_parent()
+    # gsmtpd's threads have all signals blocked: alarms, and whoever ends a program, need them.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     try:
         task, _ = wire.hear()
@@ -44,8 +46,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         try:
             handler = _prepared(task)
-        except Exception as error:
-            wire.say({"refused": _one_line(str(error))})
+        except (Exception, SystemExit) as error:
+            wire.say({"refused": _one_line(_why_refused(error))})
             return
         wire.say({"ready": True})
         while True:
@@ -75,6 +77,13 @@ def _prepared(task: dict[str, Any]) -> Handler:
     handler.settings = {**made.defaults, **settings}
     handler.prepare()
     return handler
+
+
+def _why_refused(error: BaseException) -> str:
+    """The handler's own words, where it has some: else what was raised is told, too."""
+    text = str(error)
+    own = text and isinstance(error, ValueError | HandlerError)
+    return text if own else f"{type(error).__name__}: {text}"
 
 
 def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> dict[str, Any]:
