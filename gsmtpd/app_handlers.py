@@ -81,7 +81,7 @@ def check(config: Config) -> Iterator[str]:
             runner.end()
 
 
-_PLACE = 10  # characters; of 32 for it, a process id, when that began, and the number of a thread
+_PLACE = 9  # characters; of 32 for it, a process id, when that began, and the number of a thread
 
 
 def _place() -> str:

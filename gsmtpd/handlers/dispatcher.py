@@ -44,8 +44,9 @@ class Shared(NamedTuple):
 class Dispatcher:
     """Runs `plans`. Start it behind the fork. It can be served by gsmtpd.worker.
 
-    open_session: makes a connection to the outbox for one thread. owner: what each thread adds its
-    number to, see Outbox; it begins with `place`. is_gone: whether such a one is dead.
+    open_session: makes a connection to the outbox for one thread. owner: see Outbox; up to 29
+    characters, behind which each thread has a number. It begins with `place`, by which `is_gone`
+    tells whether such a one is dead.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Dispatcher:
         self._give_back_at = 0.0  # monotonic seconds
         self._names = [plan.task.name for plan in plans]
         self._hands = [
+            # Of two with one name each would take what the other has, at the same millisecond.
             Hand(plan, open_session(), f"{owner}.{number}", self._stopped, self._count, first)
             for number, (plan, first) in enumerate(
                 (plan, n == 0) for plan in plans for n in range(plan.processes)

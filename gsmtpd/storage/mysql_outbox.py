@@ -21,6 +21,7 @@ class MySQLSession:
     """A connection to `database`, for one thread. All methods raise StoreError."""
 
     mark = "%s"
+    exact = " COLLATE utf8mb4_bin"
 
     def __init__(self, database: Database, bodies: Bodies | None = None) -> None:
         self.table = database.table

@@ -23,8 +23,6 @@ _MAX_NAME = 64
 _MAX_NOTE = 65535 // 4
 _SWEPT = 500  # rows of a step
 
-# By the index on `hash`: SQLite may take that on `recipient`, and half of the table has the same.
-_WHICH = "`hash` = %s AND COALESCE(`recipient`, '') = %s AND COALESCE(`to`, '') = %s"
 _COLUMNS = "`delivery`, `handler`, `hash`, `recipient`, `to`, `due`"
 INSERT_NONE = f"INSERT INTO `mail_outbox` ({_COLUMNS})"
 INSERT_MANY = f"{INSERT_NONE} VALUES "
@@ -40,6 +38,11 @@ def delivery_id(message_id: str, delivery: Delivery) -> str:
 def milliseconds(seconds: float) -> int:
     """Unix time as the outbox has it."""
     return int(seconds * 1000)
+
+
+def _text(text: str) -> str:
+    """`text`, with "?" for what is no character: Python's `email` has such for odd octets."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def outbox_rows(letter: Letter) -> Iterator[tuple[str, str, str, str, str, int]]:
@@ -78,10 +81,12 @@ class Session(Protocol):
     """A connection to the database, for one thread. All methods raise StoreError.
 
     table: the mail table, beside which the outbox is. mark: the driver's parameter mark.
+    exact: stands behind a text that is compared octet by octet, and not as people read it.
     """
 
     table: str
     mark: str
+    exact: str
 
     def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """The rows that the statement finds."""
@@ -129,6 +134,13 @@ class Outbox:
         self._table = session.table
         self._mark = session.mark
         self._owner = owner
+        # By the index on `hash`, whose collation is not touched, and no other: SQLite may take that
+        # on `recipient`, and half of the table has the same.
+        exact = f"= {self._mark}{session.exact}"
+        self._which = (
+            f"`hash` = {self._mark} AND COALESCE(`recipient`, '') {exact}"
+            f" AND COALESCE(`to`, '') {exact}"
+        )
 
     def busy(self, handlers: Sequence[str], now: float) -> list[str]:
         """Those of `handlers` for which something is due. now: Unix time in seconds."""
@@ -173,10 +185,8 @@ class Outbox:
 
     def mail(self, entry: Entry) -> tuple[StoredMail, bytes] | None:
         """The mail and its octets; None if it was deleted. Raises UnreadableError, too."""
-        mark = self._mark
         found = self._session.rows(
-            f"SELECT `mail_id` FROM `{self._table}` WHERE {_WHICH % (mark, mark, mark)}"
-            " ORDER BY `mail_id` LIMIT 1",
+            f"SELECT `mail_id` FROM `{self._table}` WHERE {self._which} ORDER BY `mail_id` LIMIT 1",
             entry.hash,
             entry.recipient,
             entry.to,
@@ -202,8 +212,8 @@ class Outbox:
                     entry.hash,
                     entry.recipient,
                     entry.handler,
-                    name[:_MAX_NAME],
-                    value[:_MAX_NOTE],
+                    _text(name[:_MAX_NAME]),
+                    _text(value[:_MAX_NOTE]),
                     date_of(now),
                 )
             if finished.discard:
@@ -211,7 +221,7 @@ class Outbox:
 
     def _discard(self, entry: Entry) -> None:
         mark = self._mark
-        sql = f"SELECT `mail_id` FROM `{self._table}` WHERE {_WHICH % (mark, mark, mark)}"
+        sql = f"SELECT `mail_id` FROM `{self._table}` WHERE {self._which}"
         which = entry.hash, entry.recipient, entry.to
         for (mail_id,) in self._session.rows(sql, *which):
             for table in ("mail_attachment", self._table):
@@ -389,10 +399,11 @@ class Outbox:
         A few of those behind the row `after`; up to which row, None where no more are behind it.
         """
         number = "note_id" if table == "mail_note" else "outbox_id"
+        exact = self._session.exact
         dead = "" if table == "mail_note" else " AND `state` = 'dead'"
         found = self._session.rows(
             f"SELECT `{number}`, EXISTS (SELECT 1 FROM `{self._table}` AS m WHERE m.`hash` ="
-            f" o.`hash` AND COALESCE(m.`recipient`, '') = o.`recipient`) FROM `{table}` AS o"
+            f" o.`hash` AND COALESCE(m.`recipient`, '') = o.`recipient`{exact}) FROM `{table}` AS o"
             f" WHERE `{number}` > {self._mark}{dead} ORDER BY `{number}` LIMIT {_SWEPT}",
             after,
         )

@@ -17,6 +17,7 @@ class SQLiteSession:
     """A connection to the mail file at `path`, for one thread. All methods raise StoreError."""
 
     mark = "?"
+    exact = ""
     table = "new_mail"
 
     def __init__(self, path: str, bodies: Bodies | None = None) -> None:
