@@ -220,6 +220,7 @@ def test_asking_gives_it_no_more_time(make: Make) -> None:
     body = handles(
         "while True:",
         "    os.write(int(sys.argv[1]), b'{\"ask\": 1}\\n')",
+        "    os.read(int(sys.argv[1]), 9999)",
         "    time.sleep(0.02)",
     )
     runner = make(body, time_limit=0.5)
