@@ -31,8 +31,8 @@ from tests.accounting import (
 from tests.acting import acting, dispatcher, notes, outbox, runners, settled, to
 from tests.conftest import Kept
 from tests.functional.test_daemon import alive
-from tests.functional.test_reload import status
-from tests.servers import Gsmtpd, Settings, mysql_store, resident, wait_for
+from tests.functional.test_reload import lines, status
+from tests.servers import Gsmtpd, Settings, mysql_store, parent, resident, wait_for
 
 BACK = 20.0  # seconds until a killed worker is replaced, on a busy machine
 CHAOS = float(os.environ.get("CHAOS_SECONDS", "10"))
@@ -45,6 +45,7 @@ from gsmtpd.handlers import Handler
 
 class Sleeping(Handler):
     def handle(self, mail):
+        print("sleeps")
         time.sleep(1e9)
 
 class Exiting(Handler):
@@ -198,6 +199,16 @@ def test_what_a_handler_has_started_ends_with_it(tmp_path: Path) -> None:
         wait_for(lambda: not any(alive(child) for child in children))
 
 
+def test_a_runner_that_hangs_dies_with_who_would_have_killed_it(tmp_path: Path) -> None:
+    own = {"match": "a@example.com", "class": "own.Sleeping", "time_limit": "1h"}
+    with Gsmtpd(acting(tmp_path, HOSTILE, sleeping=own)) as daemon:
+        deliver(daemon, to("a@example.com"))
+        wait_for(lambda: lines(daemon, "handler sleeping: sleeps"))
+        (runner,) = (pid for pid in runners(daemon) if parent(pid) == dispatcher(daemon))
+        os.kill(dispatcher(daemon), signal.SIGKILL)
+        wait_for(lambda: not alive(runner))
+
+
 # --- processes that are killed --------------------------------------------------------------------
 
 
@@ -332,6 +343,7 @@ def _kill_one(daemon: Gsmtpd) -> str | None:
     except (ControlError, IndexError, ProcessLookupError):
         return None  # none is there just now
     if role == "master":
+        wait_for(lambda: not daemon.running)
         daemon.start()
     return role
 
