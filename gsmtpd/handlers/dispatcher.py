@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks for what is due by now, or comes from another machine
 _AFTER_TROUBLE = 5.0  # seconds
-_GIVE_BACK_EACH = 10.0
+_GIVE_BACK_EACH = 3.0
 _SWEEP_EACH = 3600.0
 _SWEEP_PAUSE = 0.2  # seconds between two steps
 _STOP_WITHIN = 2.0  # seconds for threads whose runner was ended

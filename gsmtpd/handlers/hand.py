@@ -27,7 +27,8 @@ AT_ONCE = 10  # entries that one thread takes
 _LEASE_MORE = 120.0  # seconds beyond their time limits that entries are nobody else's
 _TELL_WITHIN = 60.0  # seconds in which the outbox can be told what has become of one
 _AFTER_TROUBLE = 2.0  # seconds
-_REFUSED_FOR = 60.0  # seconds until a handler that cannot be had is tried again
+_FIRST_REFUSED_FOR = 1.0  # seconds until a handler that cannot be had is tried again, at first
+_REFUSED_FOR = 60.0  # and at last
 _IDLE_FOR = 60.0  # seconds until a runner without work is ended, and its connection
 _REPLIES_EACH = 86400.0  # seconds between two replies to one address (RFC 3834 section 2)
 
@@ -78,6 +79,7 @@ class Hand:
         self._runner = Runner(plan.task)
         self._used_at = time.monotonic()
         self._at: Entry | None = None
+        self._refusals = 0  # one behind the other
         self._complaints = Complaints(f"handler {self.name}")
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"handler-{self.name}", daemon=True)
@@ -144,6 +146,7 @@ class Hand:
         except (RefusedError, RunnerError) as error:
             self._put_back(entries, str(error))
             return
+        self._refusals = 0
         self._complaints.over()
         for entry in entries:
             if self._stopped.is_set():
@@ -161,7 +164,9 @@ class Hand:
         due = time.time()
         if refused and not self._stopped.is_set():
             self._complaints.say(f"{refused}; its mail waits")
-            due += _REFUSED_FOR
+            # Somebody may have killed it as it started; else it takes a while until it is mended.
+            due += min(pause_before(self._refusals + 2, _FIRST_REFUSED_FOR), _REFUSED_FOR)
+            self._refusals += 1
         for entry in entries:
             self._write_down(self._outbox.postpone, entry, due, refused or entry.reason)
 
