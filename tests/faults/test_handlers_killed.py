@@ -273,6 +273,7 @@ class Receiver:
                         return
                 code = 503 if random.random() < 0.02 else 204
                 self.send_response(code)
+                self.send_header("Content-Length", "0")
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
