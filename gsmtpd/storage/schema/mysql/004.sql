@@ -33,9 +33,9 @@ CREATE TABLE IF NOT EXISTS `mail_note` (
 -- Whom handlers have replied to, and when: nobody gets two replies a day.
 CREATE TABLE IF NOT EXISTS `mail_reply` (
   `handler` varchar(64) CHARACTER SET ascii NOT NULL,
-  `address` varchar(255) COLLATE utf8mb4_bin NOT NULL,
+  `address` varchar(255) NOT NULL,
   `delivery` char(32) CHARACTER SET ascii NOT NULL,
   `replied_at` bigint NOT NULL,
   PRIMARY KEY (`handler`, `address`),
   KEY `replied_at` (`replied_at`)
-) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4;
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
