@@ -347,7 +347,7 @@ def smarthost(value: str) -> str:
 @_check
 def match_list(value: str) -> tuple[str, ...]:
     """Any number of addresses, local parts and "@domain"s, each with some "*" or none."""
-    return _each_once(value, lambda item: names.address_pattern(_bare(item)))
+    return _each_once(value, _pattern)
 
 
 @_check
@@ -373,6 +373,14 @@ def _peer(item: str) -> str:
         wrong = "is a file, which cannot stand here; write the networks, e.g. 192.0.2.0/24"
         raise ValueError(f"{shown(item)} {wrong}")
     return names.network(item)
+
+
+def _pattern(item: str) -> str:
+    what = "a file" if item[:1] == "/" or item[:2] == "@/" else "in quotes" if '"' in item else ""
+    if what:
+        right = "write addresses and patterns, e.g. sales-*@example.com"
+        raise ValueError(f"{shown(item)} is {what}, which cannot stand here; {right}")
+    return names.address_pattern(item)
 
 
 def _bare(item: str) -> str:

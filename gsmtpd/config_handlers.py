@@ -18,10 +18,21 @@ def handlers(tree: Any, spec: Any, report: Report) -> HandlersConfig:
     """What stands in [handlers]; `report` hears what is wrong."""
     section = tree["handlers"]
     each = tuple(_handler(name, section[name], spec, report) for name in section.sections)
+    _check_alike([handler.name for handler in each], report)
     if each and tree["store"]["backend"] == "null":
         wrong = "act on mail that is stored, and [store] backend is null; set that to sqlite"
         report.problem(Place(("handlers",)), f"{wrong} or mysql")
     return HandlersConfig(**{key: section[key] for key in section.scalars}, each=each)
+
+
+def _check_alike(names: list[str], report: Report) -> None:
+    """MySQL knows no capitals in a name of ASCII; variables neither these nor "-"."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(name.lower().replace("-", "_"), name)
+        if first != name:
+            wrong = f"is [[{first}]] but for capitals, - and _; write another name"
+            report.problem(report.named("handlers", name), wrong)
 
 
 def _handler(name: str, section: Any, spec: Any, report: Report) -> HandlerConfig:
