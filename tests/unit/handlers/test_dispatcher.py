@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gsmtpd import app_handlers
 from gsmtpd.faultlab.mysql_proxy import MySQLProxy
 from gsmtpd.handlers import dispatcher as dispatcher_module
 from gsmtpd.handlers import hand
@@ -464,6 +466,22 @@ def test_what_nobody_needs_is_swept(bench: Bench, monkeypatch: pytest.MonkeyPatc
     bench.session.execute("DELETE FROM new_mail")
     bench.wait_until_done()
     wait_for(lambda: not bench.session.rows("SELECT 1 FROM mail_note"))
+
+
+def test_who_is_gone() -> None:
+    """A process is known by its number and when it began, since the machine was started."""
+    place, began = app_handlers._place(), app_handlers._began(os.getpid())
+    assert place.isalnum()
+    assert place == app_handlers._place()
+    assert not app_handlers._is_gone(f"{place}{os.getpid()}.{began}.63")
+    assert app_handlers._is_gone(f"{place}{os.getpid()}.{int(began) - 1}.63")
+    ended = subprocess.Popen(["true"])
+    before = app_handlers._began(ended.pid)
+    ended.wait()
+    assert app_handlers._is_gone(f"{place}{ended.pid}.{before}.0")
+    assert app_handlers._is_gone(f"{place}x")
+    # The column has room for the longest there is: 100 ticks a second, for thirty years.
+    assert len(f"{place}{1 << 22}.{100 * 30 * 366 * 86400}.63") <= 32
 
 
 # --- the database is away -------------------------------------------------------------------------
