@@ -276,7 +276,7 @@ def test_later_is_no_failure(bench: Bench) -> None:
     bench.wait_for_calls(3)
     (bench.folder / "now").touch()
     bench.wait_until_done()
-    assert {attempt for _, attempt in bench.calls()} == {1}
+    assert sorted(attempt for _, attempt in bench.calls())[:3] == [1, 2, 3]
     assert bench.row[Counter.HANDLER_FAILED] == 0
 
 
@@ -420,7 +420,7 @@ def test_what_a_dead_process_had_in_hand(bench: Bench, caplog: pytest.LogCapture
     bench.start()
     wait_for(lambda: len(bench.entries()) == 2)
     assert {entry.owner for entry in bench.entries()} == {f"{PLACE}6.6.0", "elsewhere"}
-    assert "1 mails that a process had in hand, which died" in caplog.text
+    assert "a process has died with 1 mails in hand" in caplog.text
 
 
 def test_an_eventfd_wakes_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

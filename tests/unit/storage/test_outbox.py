@@ -34,6 +34,7 @@ STORED, TROUBLE = Outcome.STORED, Outcome.TROUBLE
 NOW = 1_700_000_000.0
 DAY = 86400.0
 ALL = Chosen()
+NAMES = ["ball", "all"]
 BOUND = {"ball": ["ball@example.com"], "all": ["@example.com"]}
 WITH_A_FILE = (
     b"Content-Type: application/pdf\r\nContent-Disposition: attachment; filename=a.pdf\r\n\r\nx\r\n"
@@ -145,8 +146,8 @@ def test_a_row_for_each_match(kept: Kept) -> None:
         ("ball", 1, "ball"), ("all", 1, "ball"), ("all", 1, "joe"), ("all", 2, "joe"),
     ]  # fmt: skip
     assert {entry[5:] for entry in kept.outbox().entries(ALL, 9)} == {
-        ("ball@example.com", 1_700_000_000_000, WAITING, 0, "", ""),
-        ("joe@example.com", 1_700_000_000_000, WAITING, 0, "", ""),
+        ("ball@example.com", 1_700_000_000_000, WAITING, 0, 0, "", ""),
+        ("joe@example.com", 1_700_000_000_000, WAITING, 0, 0, "", ""),
     }
     deliveries = [entry.delivery for entry in kept.outbox().entries(ALL, 9)]
     assert len({*deliveries}) == 4
@@ -266,10 +267,11 @@ def test_taken_oldest_first_and_no_more_than_asked_for(kept: Kept) -> None:
 def test_what_is_due_later_is_not_taken(kept: Kept) -> None:
     kept.put(message(1))
     outbox = kept.outbox()
-    assert outbox.busy(NOW - 1) == outbox.take("ball", 9, NOW - 1, 60) == []
-    assert sorted(outbox.busy(NOW)) == ["all", "ball"]
+    assert outbox.busy(NAMES, NOW - 1) == outbox.take("ball", 9, NOW - 1, 60) == []
+    assert outbox.busy(NAMES, NOW) == NAMES
+    assert outbox.busy(["other", "all"], NOW) == ["all"]
     (entry,) = outbox.take("ball", 9, NOW, 60)
-    assert outbox.busy(NOW) == ["all"]
+    assert outbox.busy(NAMES, NOW) == ["all"]
     assert (entry.owner, entry.due) == ("me", 1_700_000_060_000)
 
 
@@ -282,8 +284,9 @@ def test_a_lease_that_is_over_is_for_another(kept: Kept) -> None:
     assert new.delivery == old.delivery
     # The first one comes late: nothing it says counts any more.
     first.finish(old, Finished([("n", "v")], discard=True), NOW)
-    first.postpone(old, NOW, 3, "late")
-    first.bury(old, 3, "late")
+    first.postpone(old, NOW, "late")
+    first.call_again(old, NOW, 3, "late")
+    first.bury(old, "late")
     (left,) = kept.outbox().entries(Chosen(handler="ball"), 9)
     assert left == new
     assert kept.query("SELECT 1 FROM mail_note") == []
@@ -311,7 +314,7 @@ def test_two_never_share_an_entry(kept: Kept) -> None:
         outbox = kept.outbox(f"me{number}")
         done: list[int] = []
         barrier.wait()
-        while len({*done}) < 200 and outbox.busy(NOW):
+        while len({*done}) < 200 and outbox.busy(NAMES, NOW):
             try:
                 taken = outbox.take("ball", 7, NOW, 60)
             except StoreError:  # a deadlock that lasted: it comes again
@@ -330,10 +333,11 @@ def test_what_a_dead_process_had_is_given_back(kept: Kept) -> None:
     (first,) = here.take("ball", 1, NOW, 6000)
     (second,) = there.take("ball", 1, NOW, 6000)
     buried = here.take("ball", 1, NOW, 6000)
-    here.bury(buried[0], 1, "x")
+    here.bury(buried[0], "x")
     other = kept.outbox("here2")
-    assert other.owners("here") == ["here1"]
-    assert sorted(other.owners("")) == ["", "here1", "there"]
+    assert other.owners("here", NAMES, NOW) == ["here1"]
+    assert sorted(other.owners("", NAMES, NOW)) == ["here1", "there"]
+    assert other.owners("here", ["all"], NOW) == []
     assert other.give_back("here1", NOW) == 1
     assert other.give_back("here1", NOW) == 0
     (again,) = other.take("ball", 9, NOW, 60)
@@ -472,21 +476,24 @@ def test_postponed(kept: Kept) -> None:
     kept.put(message(1))
     outbox = kept.outbox()
     (entry,) = outbox.take("ball", 9, NOW, 60)
-    outbox.postpone(entry, NOW + 5.5, 2, "r" * 300 + "ü")
+    outbox.call_again(entry, NOW + 5.5, 2, "r" * 300 + "ü")
     assert outbox.take("ball", 9, NOW + 5.4, 60) == []
     (again,) = outbox.take("ball", 9, NOW + 5.5, 60)
-    assert again == entry._replace(due=1_700_000_065_500, tries=2, reason="r" * 255)
+    assert again == entry._replace(due=1_700_000_065_500, calls=1, tries=2, reason="r" * 255)
+    outbox.postpone(again, NOW + 6, "no call")
+    (third,) = outbox.take("ball", 9, NOW + 6, 60)
+    assert third == again._replace(due=1_700_000_066_000, reason="no call")
 
 
 def test_buried(kept: Kept) -> None:
     kept.put(message(1))
     outbox = kept.outbox()
     (entry,) = outbox.take("ball", 9, NOW, 60)
-    outbox.bury(entry, 12, "no ü")
+    outbox.bury(entry, "no ü")
     assert outbox.take("ball", 9, NOW + 10 * DAY, 60) == []
-    assert "ball" not in outbox.busy(NOW + 10 * DAY)
+    assert "ball" not in outbox.busy(NAMES, NOW + 10 * DAY)
     (dead,) = outbox.entries(Chosen(state=DEAD), 9)
-    assert dead == entry._replace(state=DEAD, tries=12, reason="no ü", owner="")
+    assert dead == entry._replace(state=DEAD, calls=1, tries=1, reason="no ü", owner="")
 
 
 # --- replies --------------------------------------------------------------------------------------
@@ -570,7 +577,7 @@ def test_lists_and_counts(kept: Kept) -> None:
     kept.put(message(1), message(2))
     outbox = kept.outbox()
     first, second = outbox.take("ball", 9, NOW, 60)
-    outbox.bury(first, 1, "x")
+    outbox.bury(first, "x")
     people = kept.outbox("")
     assert sorted(people.counts()) == [
         ("all", WAITING, 2), ("ball", DEAD, 1), ("ball", WAITING, 1),
@@ -594,8 +601,8 @@ def test_retry(kept: Kept) -> None:
     kept.put(message(1), message(2), message(3))
     outbox = kept.outbox()
     first, second, third = outbox.take("ball", 9, NOW, 60)
-    outbox.bury(first, 12, "x")
-    outbox.postpone(second, NOW + DAY, 3, "y")
+    outbox.bury(first, "x")
+    outbox.call_again(second, NOW + DAY, 3, "y")
     people = kept.outbox("")
     assert people.retry(Chosen(handler="ball"), NOW + 1) == 2
     again = outbox.take("ball", 9, NOW + 1, 60)
@@ -610,7 +617,7 @@ def test_drop(kept: Kept) -> None:
     kept.put(message(1), message(2))
     outbox = kept.outbox()
     first, second = outbox.take("ball", 9, NOW, 60)
-    outbox.bury(first, 12, "x")
+    outbox.bury(first, "x")
     people = kept.outbox("")
     assert people.drop(Chosen(handler="ball")) == 1
     assert people.entries(Chosen(handler="ball"), 9) == [second]
@@ -645,11 +652,11 @@ def test_sweep(kept: Kept) -> None:
     outbox = kept.outbox()
     entries = outbox.take("all", 9, NOW, 60)
     for entry in entries:
-        outbox.postpone(entry, NOW, 0, "")
+        outbox.postpone(entry, NOW, "")
     for entry in outbox.take("all", 9, NOW, 60):
         outbox.finish(entry, Finished([("n", entry.recipient)]), NOW)
     for entry in outbox.take("ball", 9, NOW, 60):
-        outbox.bury(entry, 1, "x")
+        outbox.bury(entry, "x")
     kept.execute(f"DELETE FROM new_mail WHERE hash = '{'1'.rjust(32, '0')}'"
                  " AND recipient = 'ball@example.com'")  # fmt: skip
     # Its handler finds out by itself.
@@ -668,7 +675,7 @@ def test_sweep_goes_on_where_it_was(kept: Kept, monkeypatch: pytest.MonkeyPatch)
     kept.put(*(message(n) for n in range(5)), bound={"ball": ["ball"]})
     outbox = kept.outbox()
     for entry in outbox.take("ball", 9, NOW, 60):
-        outbox.bury(entry, 1, "x")
+        outbox.bury(entry, "x")
     kept.execute(f"DELETE FROM new_mail WHERE hash <> '{'2'.rjust(32, '0')}'")
     steps, after = 0, 0
     while after is not None:
