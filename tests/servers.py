@@ -98,6 +98,7 @@ DEBIAN_PACKAGES |= {
     "setpriv": "util-linux",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
+    "strace": "strace",
     "swaks": "swaks",
     "systemctl": "systemd",
     "systemd-analyze": "systemd",
