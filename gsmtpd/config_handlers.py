@@ -80,6 +80,6 @@ def _quoted(value: str) -> str:
         if quote not in value and "\n" not in value:
             return quote + value + quote
     for quote in ("'''", '"""'):
-        if quote not in value and not value.endswith(quote[0]):
+        if quote not in value:
             return quote + value + quote
     return shown(value)  # no file can have it
