@@ -25,6 +25,7 @@ from gsmtpd.storage.outbox import WAITING, Outbox, Session
 _log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks for what is due by now, or comes from another machine
+_REST = 0.02  # seconds between two looks at least: a busy gsmtpd commits hundreds of times a second
 _AFTER_TROUBLE = 5.0  # seconds
 _GIVE_BACK_EACH = 3.0
 _SWEEP_EACH = 3600.0
@@ -148,6 +149,7 @@ class Dispatcher:
                     if hand.name in busy:
                         hand.wake()
                 self._sweep()
+                self._stopped.wait(_REST)
             except StoreError:
                 self._stopped.wait(_AFTER_TROUBLE)  # each hand says so
             except Exception:
