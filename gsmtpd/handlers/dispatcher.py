@@ -174,14 +174,13 @@ class Dispatcher:
         if time.monotonic() < self._give_back_at:
             return
         self._give_back_at = time.monotonic() + _GIVE_BACK_EACH
-        for owner in self._outbox.owners(self._place, self._names, time.time()):
-            if self._is_gone(owner):
-                entries = self._outbox.give_back(owner, time.time())
-                _log.warning(
-                    "handlers: a process has died with %d mails in hand, which are handed over"
-                    " again",
-                    entries,
-                )
+        now = time.time()
+        gone = filter(self._is_gone, self._outbox.owners(self._place, self._names, now))
+        if entries := sum(self._outbox.give_back(owner, now) for owner in gone):
+            _log.warning(
+                "handlers: a process has died with %d mails in hand, which are handed over again",
+                entries,
+            )
 
     def _sweep(self) -> None:
         """Delete, now and then, what nobody needs any more."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 from contextlib import suppress
 from importlib.metadata import entry_points
 from operator import attrgetter
+from types import ModuleType
 
 from gsmtpd.handlers.handler import Handler, HandlerError
 
@@ -32,6 +34,8 @@ def load(name: str, directory: str) -> type[Handler]:
     """
     if directory and directory not in sys.path:
         sys.path.insert(0, directory)
+    if name in SHIPPED and (file := _file(name, directory)):
+        raise HandlerError(f"{name}: {file} has the name of a handler of gsmtpd's; give it another")
     where = SHIPPED.get(name) or _installed(name) or name
     module, _, attribute = where.partition(":")
     if not attribute and "." in module:
@@ -42,6 +46,8 @@ def load(name: str, directory: str) -> type[Handler]:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise HandlerError(_unknown(name, module, directory)) from error
         raise HandlerError(f"{name}: {module} cannot be loaded: {_said(error)}") from error
+    if wrong := _hidden(module, loaded, directory):
+        raise HandlerError(f"{name}: {wrong}")
     found = _named(loaded, attribute) if attribute else _only(loaded, name)
     if not (inspect.isclass(found) and issubclass(found, Handler)):
         raise HandlerError(f"{name}: {module} has no handler {attribute}; it must be a Handler")
@@ -52,6 +58,20 @@ def _installed(name: str) -> str:
     for entry in entry_points(group=GROUP, name=name):
         return f"{entry.module}:{entry.attr or ''}"
     return ""
+
+
+def _hidden(module: str, loaded: ModuleType, directory: str) -> str:
+    """What is wrong where a file of `directory` has the name of a module that was there before."""
+    file = _file(module, directory)
+    if not file or os.path.realpath(loaded.__file__ or "") == os.path.realpath(file):
+        return ""
+    return f"{file} has the name of a module of Python's; give it another"
+
+
+def _file(module: str, directory: str) -> str:
+    """The file of `directory` that is called so, "" if there is none."""
+    file = os.path.join(directory, f"{module}.py")
+    return file if directory and os.path.exists(file) else ""
 
 
 def _named(module: object, attribute: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar  # noqa: F401  # one that is loaded
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -64,6 +65,14 @@ def test_a_file_with_one_handler(write: Write, tmp_path: Path) -> None:
     assert load(name, str(tmp_path)).__name__ == "One"
     assert load(f"{name}.One", str(tmp_path)) is load(name, str(tmp_path))
     assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"), [("calendar", "module of Python"), ("webhook", "handler of gsmtpd")]
+)
+def test_a_file_with_the_name_of_another(name: str, whose: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text(ONE)
+    assert f"{tmp_path}/{name}.py has the name of a {whose}'s" in refusal(name, tmp_path)
 
 
 def test_one_of_two_has_to_be_named(write: Write, tmp_path: Path) -> None:
