@@ -26,6 +26,8 @@ SPREAD = 0.2  # of a pause, by chance: what failed together does not come again 
 AT_ONCE = 10  # entries that one thread takes
 _LEASE_MORE = 120.0  # seconds beyond their time limits that entries are nobody else's
 _TELL_WITHIN = 60.0  # seconds in which the outbox can be told what has become of one
+_FIRST_REST = 0.1  # seconds behind a runner that has ended; doubled for each that does so at once
+_LONGEST_REST = 5.0
 _AFTER_TROUBLE = 2.0  # seconds
 _FIRST_REFUSED_FOR = 1.0  # seconds until a handler that cannot be had is tried again, at first
 _REFUSED_FOR = 60.0  # and at last
@@ -80,6 +82,7 @@ class Hand:
         self._used_at = time.monotonic()
         self._at: Entry | None = None
         self._refusals = 0  # one behind the other
+        self._ended = 0  # runners, one behind the other
         self._complaints = Complaints(f"handler {self.name}")
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"handler-{self.name}", daemon=True)
@@ -117,7 +120,7 @@ class Hand:
                 # What was in hand when the database went away.
                 self._outbox.give_back(self._owner, time.time())
                 self._in_doubt = False
-            lease = self._plan.task.time_limit * AT_ONCE + _LEASE_MORE
+            lease = (self._plan.task.time_limit + _LONGEST_REST) * AT_ONCE + _LEASE_MORE
             entries = self._outbox.take(self.name, AT_ONCE, time.time(), lease)
             if not entries:
                 return self._rest()
@@ -202,8 +205,18 @@ class Hand:
                 self._put_back([entry])  # it was cut short
             else:
                 self._failed(entry, str(error))
+                self._recover()
             return
         self._became(entry, frame)
+        if "spent" in frame:
+            self._recover()
+        else:
+            self._ended = 0
+
+    def _recover(self) -> None:
+        """Wait a bit: to start a process costs more than most mail that comes in meanwhile."""
+        self._stopped.wait(min(_FIRST_REST * 2.0 ** min(self._ended, 32), _LONGEST_REST))
+        self._ended += 1
 
     def _asked(self, entry: Entry, frame: dict[str, Any]) -> dict[str, Any]:
         """Answer what a runner asks while it acts on `entry`."""

@@ -98,7 +98,7 @@ class Runner:
     def run(self, facts: dict[str, Any], raw: bytes, ask: Ask) -> dict[str, Any]:
         """What has become of the mail. Raises RunnerError, and what `ask` raises.
 
-        Then the process is no more.
+        Then the process is no more; nor where it says that it is "spent".
         """
         self._lines = 0
         limit = self._task.time_limit
@@ -111,6 +111,8 @@ class Runner:
                 self.end()
                 raise
             frame = self._exchange(answer, b"", until - time.monotonic(), limit)
+        if "spent" in frame:
+            self.end()
         return frame
 
     def _exchange(

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from gsmtpd.handlers import replying
@@ -31,6 +32,7 @@ from gsmtpd.handlers.mail import Facts, Mail
 from gsmtpd.handlers.wire import Wire, WireError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NICE = 10  # mail that comes in goes before what can be done with it later
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def main() -> None:
     _die_with_parent()
     # gsmtpd's threads have all signals blocked: alarms, and whoever ends a program, need them.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _stand_back()
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     try:
         task, _ = wire.hear()
@@ -52,7 +55,10 @@ def main() -> None:
         wire.say({"ready": True})
         while True:
             frame, octets = wire.hear()
-            wire.say(_handled(handler, Mail(Facts(**frame["facts"]), octets), task, wire))
+            became = _handled(handler, Mail(Facts(**frame["facts"]), octets), task, wire)
+            wire.say(became)
+            if "spent" in became:
+                return
     except WireError:
         pass  # it is closed: there is no more to do
 
@@ -61,6 +67,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         os._exit(0)
+
+
+def _stand_back() -> None:
+    """Take processor time that nobody else wants, as do all whom this process starts."""
+    os.nice(_NICE)
+    # Where each session has its own share of the time, that counts within this one only (sched(7)).
+    with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as file:
+        file.write(str(_NICE))
 
 
 def _prepared(task: dict[str, Any]) -> Handler:
@@ -110,7 +124,9 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
         return {"failed": _one_line(str(error)), "again": True, "after": _seconds(error.after)}
     except MemoryError:
         gc.collect()
-        return {"failed": "MemoryError: it wants more than memory_limit", "again": True}
+        # What it has leaked would be lacking for the next mail, too: so this process ends.
+        said = "MemoryError: it wants more than memory_limit"
+        return {"failed": said, "again": True, "spent": True}
     except BaseException as error:
         traceback.print_exc()
         return {"failed": _one_line(f"{type(error).__name__}: {error}"), "again": True}

@@ -168,9 +168,10 @@ class Outbox:
             return []
         marks = ", ".join([mark] * len(ids))
         # Of two who have found the same one the second changes nothing, as it is due no more.
+        # By "= 'waiting'" SQLite would go through all that wait; for "<>" it has no index.
         self._session.execute(
             f"UPDATE `mail_outbox` SET `owner` = {mark}, `due` = {mark}"
-            f" WHERE `outbox_id` IN ({marks}) AND `state` = 'waiting' AND `due` <= {mark}",
+            f" WHERE `outbox_id` IN ({marks}) AND `state` <> 'dead' AND `due` <= {mark}",
             self._owner,
             until,
             *ids,

@@ -62,6 +62,12 @@ class Eating(Handler):
         while True:
             eaten.append(bytearray(1 << 20))
 
+class Leaking(Handler):
+    leaked = []
+    def handle(self, mail):
+        self.leaked.append(b"x" * (30 << 20))
+        mail.annotate("subject", mail.subject)
+
 class Forking(Handler):
     # Each of them would say what becomes of the mail.
     defaults = {"signs": ""}
@@ -189,6 +195,17 @@ def test_a_handler_that_returns_twice(tmp_path: Path) -> None:
         deliver(daemon, *(to("a@example.com", subject) for subject in subjects))
         assert settled(table) == []
         assert sorted(row[3] for row in notes(table)) == sorted(subjects)
+
+
+def test_a_handler_that_leaks(tmp_path: Path) -> None:
+    """It begins anew when it has had all it may have, and no mail is given up."""
+    own = {"match": "a@example.com", "class": "own.Leaking", "memory_limit": "128M"}
+    with Gsmtpd(acting(tmp_path, HOSTILE, leaking=own)) as daemon:
+        subjects = [f"m{n:02}" for n in range(12)]
+        deliver(daemon, *(to("a@example.com", subject) for subject in subjects))
+        assert settled(table_of(daemon)) == []
+        assert sorted(row[3] for row in notes(table_of(daemon))) == subjects
+        assert daemon.status()["handler_failed"] >= 2
 
 
 def test_what_a_handler_has_started_ends_with_it(tmp_path: Path) -> None:
