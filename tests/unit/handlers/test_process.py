@@ -232,8 +232,8 @@ def test_memory_is_limited(make: Make) -> None:
     body = handles("held = []", "while mail.attempt == 1: held.append(bytearray(1 << 20))")
     runner = make(body, memory_limit=256 << 20)
     said = "MemoryError: it wants more than memory_limit"
-    assert act(runner) == {"failed": said, "again": True}
-    assert act(runner, attempt=2) == DONE  # it has given it back
+    assert act(runner) == {"failed": said, "again": True, "spent": True}
+    assert act(runner, attempt=2) == DONE  # it has begun anew
 
 
 def test_it_is_killed_from_another_thread(make: Make) -> None:
