@@ -233,7 +233,10 @@ def test_memory_is_limited(make: Make) -> None:
     runner = make(body, memory_limit=256 << 20)
     said = "MemoryError: it wants more than memory_limit"
     assert act(runner) == {"failed": said, "again": True, "spent": True}
-    assert act(runner, attempt=2) == DONE  # it has begun anew
+    with pytest.raises(RunnerError):
+        act(runner, attempt=2)
+    runner.start()
+    assert act(runner, attempt=2) == DONE
 
 
 def test_it_is_killed_from_another_thread(make: Make) -> None:
