@@ -109,4 +109,4 @@ def _began(pid: int) -> str:
 def _is_gone(owner: str) -> bool:
     """Whether the process that called itself `owner`, here, is dead."""
     pid, began, *_ = [*owner[_PLACE:].split("."), ""]
-    return not pid.isdigit() or _began(int(pid)) != began
+    return not pid.isdigit() or not began or _began(int(pid)) != began

@@ -22,7 +22,9 @@ _HEAD = f"{'ID':>6}  {'HANDLER':16}  {'STATE':7}  {'TRIES':>5}  {'DUE':>8}  {'TO
 
 def list_(options: argparse.Namespace) -> int:
     """gsmtpctl outbox list: returns the exit code."""
-    with _outbox(options) as (_, outbox):
+    config = cli.load(options.config)
+    known = {each.name for each in config.handlers.each}
+    with _outbox(config) as (_, outbox):
         entries = outbox.entries(_chosen(options), options.limit)
         counts = outbox.counts()
     if options.json:
@@ -31,7 +33,7 @@ def list_(options: argparse.Namespace) -> int:
     if entries:
         print(_HEAD)
     for entry in entries:
-        print(_line(entry))
+        print(_line(entry if entry.handler in known else _unknown(entry)))
     said = ", ".join(f"{name}: {number} {state}" for name, state, number in counts)
     print(said or "nothing is in the outbox", file=sys.stderr)
     return cli.EX_OK
@@ -39,14 +41,14 @@ def list_(options: argparse.Namespace) -> int:
 
 def retry(options: argparse.Namespace) -> int:
     """gsmtpctl outbox retry: returns the exit code."""
-    with _outbox(options) as (_, outbox):
+    with _outbox(cli.load(options.config)) as (_, outbox):
         done = outbox.retry(_chosen(options), time.time())
     return _said(options, done, "to be handed over again")
 
 
 def drop(options: argparse.Namespace) -> int:
     """gsmtpctl outbox drop: returns the exit code."""
-    with _outbox(options) as (_, outbox):
+    with _outbox(cli.load(options.config)) as (_, outbox):
         done = outbox.drop(_chosen(options))
     return _said(options, done, "dropped; the mail stays")
 
@@ -55,7 +57,7 @@ def replay(options: argparse.Namespace) -> int:
     """gsmtpctl replay: returns the exit code."""
     config = cli.load(options.config)
     found = _found(config, options)
-    with _outbox(options) as (session, outbox):
+    with _outbox(config) as (session, outbox):
         reader = session.reader()
         mails = [(mail_id, reader.row(mail_id)) for mail_id in dict.fromkeys(options.ids)]
         lacking = [str(mail_id) for mail_id, mail in mails if mail is None]
@@ -90,11 +92,10 @@ def _found(config: Config, options: argparse.Namespace) -> Any:
 
 
 @contextmanager
-def _outbox(options: argparse.Namespace) -> Iterator[tuple[Session, Outbox]]:
+def _outbox(config: Config) -> Iterator[tuple[Session, Outbox]]:
     """The configured outbox. Raises StoreError and Stop."""
     from gsmtpd.app_handlers import open_session
 
-    config = cli.load(options.config)
     cli.become_owner(config)
     session = open_session(config)
     try:
@@ -113,6 +114,9 @@ def _chosen(options: argparse.Namespace) -> Chosen:
 def _said(options: argparse.Namespace, done: int, what: str) -> int:
     wanted = len(set(options.ids))
     print(f"{done} {what}")
+    if options.all and not done:
+        whose = f" of {options.handler}'s" if options.handler else ""
+        print(f"gsmtpctl: nothing{whose} was given up; see: gsmtpctl outbox list", file=sys.stderr)
     if done < wanted:
         print(
             f"gsmtpctl: {wanted - done} are not there, or just in a handler's hand", file=sys.stderr
@@ -124,6 +128,12 @@ def _said(options: argparse.Namespace, done: int, what: str) -> int:
 def _facts(entry: Entry) -> dict[str, Any]:
     """An entry for programs."""
     return entry._asdict() | {"due": entry.due / 1000, "in_hand": bool(entry.owner)}
+
+
+def _unknown(entry: Entry) -> Entry:
+    """An entry of a handler that is not in the configuration, which says so."""
+    said = f"no handler {entry.handler} in the configuration"
+    return entry._replace(reason=f"{said}; {entry.reason}" if entry.reason else said)
 
 
 def _line(entry: Entry) -> str:

@@ -35,6 +35,8 @@ class AutoReply(Handler):
         """Reply, where the mail names its recipient: what does not is for many (RFC 3834 2)."""
         if names(mail, mail.recipient) or names(mail, mail.mailbox):
             mail.reply(self._text, self.settings["subject"] or None)
+        else:
+            print(f"mail {mail.id}: no reply: no To or Cc names its recipient")
 
 
 def names(mail: Mail, address: str) -> bool:

@@ -176,7 +176,7 @@ class Dispatcher:
         self._give_back_at = time.monotonic() + _GIVE_BACK_EACH
         now = time.time()
         gone = filter(self._is_gone, self._outbox.owners(self._place, self._names, now))
-        if entries := sum(self._outbox.give_back(owner, now) for owner in gone):
+        if entries := sum(self._outbox.give_back(owner, now, died=True) for owner in gone):
             _log.warning(
                 "handlers: a process has died with %d mails in hand, which are handed over again",
                 entries,

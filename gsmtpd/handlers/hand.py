@@ -112,6 +112,8 @@ class Hand:
             self._runner.start()
         except (RefusedError, RunnerError) as error:
             self._complaints.say(f"{error}; its mail waits")
+        except Exception:
+            _log.exception("handler %s: unexpected trouble", self.name)
 
     def _round(self) -> float | None:
         """Act on what is due; how many seconds until the next look, None if there is no need."""
@@ -239,6 +241,9 @@ class Hand:
         else:
             notes = [(str(name), str(value)) for name, value in frame.get("notes", ())]
             finished = Finished(notes, bool(frame.get("discard")))
+            level = logging.INFO if finished.discard else logging.DEBUG
+            what = "discarded" if finished.discard else "done"
+            _log.log(level, "handler %s: mail %s: %s", self.name, entry.hash, what)
             self._write_down(self._outbox.finish, entry, finished, time.time())
             self._count(Counter.HANDLED)
 
@@ -259,8 +264,8 @@ class Hand:
     def _bury(self, entry: Entry, reason: str) -> None:
         self._count(Counter.HANDLER_DEAD)
         _log.error(
-            "handler %s: mail %s is given up after %d tries: %s; see gsmtpctl outbox list",
-            self.name, entry.hash, entry.tries + 1, reason,
+            "handler %s: mail %s is given up after %d %s: %s; see gsmtpctl outbox list",
+            self.name, entry.hash, entry.tries + 1, "tries" if entry.tries else "try", reason,
         )  # fmt: skip
         self._write_down(self._outbox.bury, entry, reason)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from gsmtpd.message.headers import read_fields
 from gsmtpd.smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ class Incoming:
     recipients: tuple[str, ...]
     content: bytes
 
+    def header(self, name: str) -> str:
+        """The first field of that name, decoded, in one line; "" if there is none. Never raises."""
+        return next(iter(read_fields(self.content, name)), "")
+
     @cached_property
     def message(self) -> EmailMessage:
-        """It as Python's `email` reads it. Fields that are not well formed may raise there."""
+        """It as Python's `email` reads it, all of it. What is not well formed may raise there."""
         from email import message_from_bytes, policy
 
         return message_from_bytes(self.content, policy=policy.default)

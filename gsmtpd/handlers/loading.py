@@ -88,8 +88,10 @@ def _only(module: object, name: str) -> type[Handler]:
         and issubclass(each, Handler)
         and each.__module__ == getattr(module, "__name__", "")
     ]
-    if len(own) != 1:
-        names = ", ".join(each.__name__ for each in own) or "none"
+    if not own:
+        raise HandlerError(f"{name}: has no handler: write class Name(gsmtpd.handlers.Handler)")
+    if len(own) > 1:
+        names = ", ".join(each.__name__ for each in own)
         raise HandlerError(f"{name}: has not one handler but {names}; write {name}.Class")
     return own[0]
 

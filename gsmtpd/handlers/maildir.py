@@ -30,6 +30,8 @@ class ForwardToMaildir(Handler):
             raise ValueError("path is missing: write the full path of a maildir")
         if not os.path.isabs(path) or "\0" in path:
             raise ValueError(f"path = {path}: write its full path, like /var/mail/joe/Maildir")
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise ValueError(f"path = {path}: that is a file; write the path of a maildir")
         self._path = os.path.normpath(path)
         if not os.path.isdir(os.path.dirname(self._path)):
             raise ValueError(f"path = {path}: make {os.path.dirname(self._path)} first")

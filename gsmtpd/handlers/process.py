@@ -69,8 +69,22 @@ class Runner:
         """Start it, if it is not running. Raises RefusedError and RunnerError."""
         if self._process is not None:
             return
-        ours, theirs = socket.socketpair()
         try:
+            self._begin()
+        except (OSError, RuntimeError) as error:  # no descriptor, process or thread is to be had
+            self.end()
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            raise RunnerError(f"cannot be started: {said}") from error
+        frame = self._exchange(self._task._asdict(), b"", START_WITHIN, START_WITHIN)
+        if "refused" in frame:
+            self.end()
+            raise RefusedError(str(frame["refused"]))
+
+    def _begin(self) -> None:
+        """Start the process. Raises OSError and RuntimeError."""
+        ours, theirs = socket.socketpair()
+        self._wire = Wire(ours)
+        with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gsmtpd.handlers.runner", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -80,20 +94,10 @@ class Runner:
                 start_new_session=True,
                 env=_environment(),
             )
-        except OSError as error:
-            ours.close()
-            raise RunnerError(f"cannot be started: {error.strerror}") from error
-        finally:
-            theirs.close()
-        self._wire = Wire(ours)
         self._lines = 0
         threading.Thread(
             target=self._hear, args=(self._process,), name=f"output-{self._task.name}", daemon=True
         ).start()
-        frame = self._exchange(self._task._asdict(), b"", START_WITHIN, START_WITHIN)
-        if "refused" in frame:
-            self.end()
-            raise RefusedError(str(frame["refused"]))
 
     def run(self, facts: dict[str, Any], raw: bytes, ask: Ask) -> dict[str, Any]:
         """What has become of the mail. Raises RunnerError, and what `ask` raises.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import inspect
 import os
 import resource
 import signal
@@ -90,14 +91,30 @@ def _prepared(task: dict[str, Any]) -> Handler:
     handler = made()
     handler.settings = {**made.defaults, **settings}
     handler.prepare()
+    if made.handle is Handler.handle:
+        raise HandlerError(f"{task['handler']} has no method handle; write def handle(self, mail):")
+    if inspect.iscoroutinefunction(made.handle):
+        raise HandlerError(f"{task['handler']}: handle is async; write it without async")
     return handler
 
 
 def _why_refused(error: BaseException) -> str:
     """The handler's own words, where it has some: else what was raised is told, too."""
-    text = str(error)
+    text = _text(error)
     own = text and isinstance(error, ValueError | HandlerError)
     return text if own else f"{type(error).__name__}: {text}"
+
+
+def _why(error: BaseException) -> str:
+    """The text of an error, or its kind where that says nothing."""
+    return _text(error).strip() or type(error).__name__
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # it is a stranger's class
+        return "it has no text"
 
 
 def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> dict[str, Any]:
@@ -119,17 +136,18 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
     except WireError:
         raise
     except GiveUpError as error:
-        return {"failed": _one_line(str(error)), "again": False}
+        return {"failed": _one_line(_why(error)), "again": False}
     except RetryError as error:
-        return {"failed": _one_line(str(error)), "again": True, "after": _seconds(error.after)}
+        return {"failed": _one_line(_why(error)), "again": True, "after": _seconds(error.after)}
     except MemoryError:
         gc.collect()
         # What it has leaked would be lacking for the next mail, too: so this process ends.
         said = "MemoryError: it wants more than memory_limit"
         return {"failed": said, "again": True, "spent": True}
     except BaseException as error:
-        traceback.print_exc()
-        return {"failed": _one_line(f"{type(error).__name__}: {error}"), "again": True}
+        with suppress(Exception):
+            traceback.print_exc()
+        return {"failed": _one_line(f"{type(error).__name__}: {_text(error)}"), "again": True}
     discard = result is not None
     return {"done": True, "notes": mail.notes, "discard": discard, "reply": _one_line(reply)}
 

@@ -315,11 +315,18 @@ class Outbox:
         found = self._session.rows(sql, *handlers, milliseconds(now), f"{prefix}%")
         return [owner for (owner,) in found]
 
-    def give_back(self, owner: str, now: float) -> int:
-        """What `owner`, who is gone, had in hand is due; how many entries. now: Unix time."""
-        mark = self._mark
+    def give_back(self, owner: str, now: float, died: bool = False) -> int:
+        """What `owner` had in hand is due; how many entries. now: Unix time in seconds.
+
+        died: its process did. What it was at may have done that, so that counts as a call, and the
+        next one is the later the more there were.
+        """
+        mark, pause, calls = self._mark, "0", ""
+        if died:
+            pause = "CASE WHEN `calls` < 60 THEN `calls` * `calls` * 1000 ELSE 3600000 END"
+            calls = ", `calls` = `calls` + 1"
         return self._session.execute(
-            f"UPDATE `mail_outbox` SET `due` = {mark}, `owner` = ''"
+            f"UPDATE `mail_outbox` SET `due` = {mark} + {pause}, `owner` = ''{calls}"
             f" WHERE `owner` = {mark} AND `state` = 'waiting'",
             milliseconds(now),
             owner,

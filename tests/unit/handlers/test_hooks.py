@@ -66,7 +66,8 @@ def test_what_may_not(said: object, fault: str) -> None:
 def test_a_message_is_parsed_when_it_is_asked_for() -> None:
     content = b"Subject: =?utf-8?q?caf=C3=A9?=\r\n\r\ntext\r\n"
     mail = Incoming("1a", "192.0.2.1", "h", "", False, ("b@example.com",), content)
-    assert mail.message["Subject"] == "café"
+    assert mail.message["Subject"] == mail.header("subject") == "café"
+    assert mail.header("List-Id") == ""
     assert mail.message is mail.message
     with pytest.raises(AttributeError):
         mail.content = b""  # type: ignore[misc]

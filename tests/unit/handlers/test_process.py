@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -226,6 +228,45 @@ def test_asking_gives_it_no_more_time(make: Make) -> None:
     runner = make(body, time_limit=0.5)
     with pytest.raises(RunnerError, match=r"took longer than 0\.5 s"):
         runner.run(FACTS._asdict(), RAW, lambda _: {"may": False})
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("settings = {}", "has no method handle; write def handle(self, mail):"),
+        ("async def handle(self, mail):\n    pass", "handle is async; write it without async"),
+    ],
+)
+def test_what_cannot_be_called(make: Make, body: str, said: str) -> None:
+    with pytest.raises(RefusedError, match=re.escape(said)):
+        make(body)
+
+
+def test_an_error_without_a_text(make: Make) -> None:
+    body = handles(
+        "class Mute(ValueError):",
+        "    def __str__(self):",
+        "        return 1 // 0",
+        "if mail.attempt == 1:",
+        "    raise GiveUpError('')",
+        "raise Mute",
+    )
+    runner = make(body)
+    assert act(runner) == {"failed": "GiveUpError", "again": False}
+    assert act(runner, attempt=2) == {"failed": "Mute: it has no text", "again": True}
+
+
+def test_without_descriptors(make: Make) -> None:
+    runner = make(handles("pass"), started=False)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(RunnerError, match="cannot be started: Too many open files"):
+            runner.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    runner.start()
+    assert act(runner) == DONE
 
 
 def test_memory_is_limited(make: Make) -> None:

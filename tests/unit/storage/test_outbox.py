@@ -496,6 +496,25 @@ def test_buried(kept: Kept) -> None:
     assert dead == entry._replace(state=DEAD, calls=1, tries=1, reason="no ü", owner="")
 
 
+def test_what_was_in_hand_as_a_process_died(kept: Kept) -> None:
+    """It may be what that died of: it comes the later the more often that was so."""
+    kept.put(message(1))
+    outbox = kept.outbox()
+    dues = []
+    now = NOW
+    for calls in range(4):
+        (entry,) = outbox.take("ball", 9, now, 60)
+        assert (entry.calls, entry.tries) == (calls, 0)
+        assert kept.outbox("other").give_back("me", NOW, died=True) == 1
+        (entry,) = outbox.entries(Chosen(handler="ball"), 9)
+        dues.append(entry.due / 1000 - NOW)
+        now = entry.due / 1000
+    assert dues == [0, 1, 4, 9]
+    kept.execute("UPDATE mail_outbox SET calls = 1000000, owner = 'me'")
+    outbox.give_back("me", NOW, died=True)
+    assert {entry.due / 1000 - NOW for entry in outbox.entries(ALL, 9)} == {3600}
+
+
 # --- replies --------------------------------------------------------------------------------------
 
 
