@@ -18,7 +18,8 @@ LONGEST = (
     *("test_package.py", "test_galera.py", "test_power_loss.py", "test_policy_fuzz.py"),
     *("test_pip.py", "test_faultlab_run.py", "test_whole_sessions_fuzz.py", "test_locks.py"),
     *("test_why.py", "test_export_import.py", "test_spool_live.py", "test_check_address.py"),
-    *("test_under_systemd.py", "test_trust.py", "test_upkeep.py", "test_inetd.py"),
+    *("test_handlers_killed.py", "test_under_systemd.py", "test_trust.py", "test_upkeep.py"),
+    *("test_inetd.py", "test_handlers.py", "test_dispatcher.py", "test_process.py"),
 )
 """The files that take longest: they begin first, so that nobody waits for them in the end."""
 

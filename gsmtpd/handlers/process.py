@@ -86,7 +86,8 @@ class Runner:
         self._wire = Wire(ours)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gsmtpd.handlers.runner", str(theirs.fileno())],
+                # Unbuffered: what it prints is in the log at once, and not lost where it is killed.
+                [sys.executable, "-uPm", "gsmtpd.handlers.runner", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -72,7 +72,8 @@ def _die_with_parent() -> None:
 
 def _stand_back() -> None:
     """Take processor time that nobody else wants, as do all whom this process starts."""
-    os.nice(_NICE)
+    with suppress(OSError):  # a unit of systemd's may forbid it
+        os.nice(_NICE)
     # Where each session has its own share of the time, that counts within this one only (sched(7)).
     with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as file:
         file.write(str(_NICE))
@@ -184,5 +185,4 @@ def _one_line(text: str) -> str:
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
     os._exit(0)  # threads of the handler's do not hold it

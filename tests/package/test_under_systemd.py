@@ -45,6 +45,25 @@ LOG = "/var/log/gsmtpd/gsmtpd.log"
 CAP_NET_BIND_SERVICE = 1 << 10
 
 
+OWN = "/etc/gsmtpd/handlers"
+HANDLER = """
+import os
+from gsmtpd.handlers import Handler
+
+class Seen(Handler):
+    def handle(self, mail):
+        try:
+            open("/etc/trial", "w")
+        except OSError as error:
+            print(f"uid {os.getuid()}, nice {os.nice(0)}, /etc: {error.strerror}")
+"""
+HANDLERS = {
+    "seen": "class = seen",
+    "box": "class = forward-to-maildir\n  path = /var/lib/gsmtpd/Maildir",
+    "pipe": "class = command\n  command = /bin/sh -c 'cat > /var/lib/gsmtpd/piped'",
+}
+
+
 @pytest.fixture(scope="module")
 def booted() -> Iterator[SystemdRoot]:
     """This machine with systemd and gsmtpd."""
@@ -178,6 +197,35 @@ def test_it_is_confined(system: SystemdRoot) -> None:
         seen = system.do(f"{inside} ls /proc /dev").split()
         assert not {"1", "sys", "kmsg", "mem"} & {*seen}
     assert system.do("stat -c '%a %U' /var/lib/gsmtpd /run/gsmtpd") == "750 gsmtpd\n750 gsmtpd\n"
+
+
+def test_handlers(system: SystemdRoot) -> None:
+    """They may do what they are for, within the same bounds."""
+    system.do("mkdir -p /etc/gsmtpd/handlers")
+    system.path("/etc/gsmtpd/handlers/seen.py").write_text(HANDLER)
+    conf = system.path("/etc/gsmtpd.conf")
+    before = conf.read_text()
+    bound = "".join(f"  [[{name}]]\n  match = *\n  {text}\n" for name, text in HANDLERS.items())
+    with_some = before.replace("directory =\nsmarthost =\n", f"directory = {OWN}\nsmarthost =\n")
+    conf.write_text(with_some.replace("\n[log]\n", f"\n{bound}\n[log]\n"))
+    try:
+        system.do("systemctl start gsmtpd")
+        assert "the configuration is good" in system.do("gsmtpd -t")
+        send(system)
+        wait_for(lambda: "Handled:    3 mails; 0 tries failed" in system.do("gsmtpctl status"))
+        user = system.do("id -u gsmtpd").strip()
+        seen = f"handler seen: uid {user}, nice 10, /etc: Read-only file system"
+        wait_for(lambda: seen in system.journal("gsmtpd"))
+        said = system.journal("gsmtpd")
+        assert "level=error" not in said
+        assert "Traceback" not in said
+        assert " under systemd\n" in system.do("cat /var/lib/gsmtpd/Maildir/new/*")
+        assert " under systemd\n" in system.do("cat /var/lib/gsmtpd/piped")
+        system.do("systemctl stop gsmtpd")
+        assert system.show("gsmtpd", "Result") == "success"
+    finally:
+        conf.write_text(before)
+        system.do("systemctl stop gsmtpd; rm -rf /etc/gsmtpd/handlers /var/lib/gsmtpd/[Mp]*")
 
 
 def test_a_reload_that_is_refused(system: SystemdRoot) -> None:
