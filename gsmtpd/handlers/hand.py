@@ -26,7 +26,8 @@ SPREAD = 0.2  # of a pause, by chance: what failed together does not come again 
 AT_ONCE = 10  # entries that one thread takes
 _LEASE_MORE = 120.0  # seconds beyond their time limits that entries are nobody else's
 _TELL_WITHIN = 60.0  # seconds in which the outbox can be told what has become of one
-_FIRST_REST = 0.1  # seconds behind a runner that has ended; doubled for each that does so at once
+_FIRST_REST = 0.5  # seconds behind a runner that has ended; doubled for each that does so at once
+_REST_EACH = 5.0  # or so many times as long as that took
 _LONGEST_REST = 5.0
 _AFTER_TROUBLE = 2.0  # seconds
 _FIRST_REFUSED_FOR = 1.0  # seconds until a handler that cannot be had is tried again, at first
@@ -198,6 +199,7 @@ class Hand:
             _log.info("handler %s: mail %s was deleted before its turn", self.name, entry.hash)
             self._write_down(self._outbox.finish, entry, Finished(), time.time())
             return
+        began = time.monotonic()
         try:
             self._runner.start()  # which the mail before may have ended
             facts = _facts(entry, found[0])
@@ -207,17 +209,21 @@ class Hand:
                 self._put_back([entry])  # it was cut short
             else:
                 self._failed(entry, str(error))
-                self._recover()
+                self._recover(time.monotonic() - began)
             return
         self._became(entry, frame)
         if "spent" in frame:
-            self._recover()
+            self._recover(time.monotonic() - began)
         else:
             self._ended = 0
 
-    def _recover(self) -> None:
-        """Wait a bit: to start a process costs more than most mail that comes in meanwhile."""
-        self._stopped.wait(min(_FIRST_REST * 2.0 ** min(self._ended, 32), _LONGEST_REST))
+    def _recover(self, spent: float) -> None:
+        """Wait a bit: to start a process costs more than most mail that comes in meanwhile.
+
+        spent: seconds that the last one took until it ended; it may have been busy all the time.
+        """
+        rest = max(_FIRST_REST * 2.0 ** min(self._ended, 32), _REST_EACH * spent)
+        self._stopped.wait(min(rest, _LONGEST_REST))
         self._ended += 1
 
     def _asked(self, entry: Entry, frame: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from gsmtpd.handlers.mail import Facts, Mail
 from gsmtpd.handlers.wire import Wire, WireError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NICE = 10  # mail that comes in goes before what can be done with it later
+_NICE = 15  # mail that comes in goes before what can be done with it later
 
 
 def main() -> None:

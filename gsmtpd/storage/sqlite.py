@@ -37,6 +37,7 @@ _INSERT_ATTACHMENT = (
     "INSERT OR REPLACE INTO mail_attachment (mail_id, position, filename, content_type, size,"
     " sha256) SELECT mail_id, ?, ?, ?, ?, ? FROM new_mail WHERE hash = ?"
 )
+_OWE = INSERT % "?, ?, ?, ?, ?, ?"
 _COUNT = (
     "UPDATE gm2_setting SET setting_value = setting_value + ?"
     " WHERE setting_name = 'received_emails'"
@@ -249,9 +250,9 @@ class SQLiteStore:
             connection.executemany(_INSERT, chain.from_iterable(made))
             connection.executemany(_INSERT_ATTACHMENT, attached)
             connection.execute(_COUNT, (len(letters),))
-            for letter in letters:
-                if letter.deliveries:
-                    connection.executemany(INSERT % "?, ?, ?, ?, ?, ?", outbox_rows(letter))
+            owed = [row for letter in letters if letter.deliveries for row in outbox_rows(letter)]
+            if owed:
+                connection.executemany(_OWE, owed)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

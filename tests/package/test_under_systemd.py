@@ -214,7 +214,7 @@ def test_handlers(system: SystemdRoot) -> None:
         send(system)
         wait_for(lambda: "Handled:    3 mails; 0 tries failed" in system.do("gsmtpctl status"))
         user = system.do("id -u gsmtpd").strip()
-        seen = f"handler seen: uid {user}, nice 10, /etc: Read-only file system"
+        seen = f"handler seen: uid {user}, nice 15, /etc: Read-only file system"
         wait_for(lambda: seen in system.journal("gsmtpd"))
         said = system.journal("gsmtpd")
         assert "level=error" not in said

@@ -13,8 +13,7 @@ CREATE TABLE IF NOT EXISTS `mail_outbox` (
   `owner` char(32) CHARACTER SET ascii NOT NULL DEFAULT '',
   `reason` varchar(255) NOT NULL DEFAULT '',
   PRIMARY KEY (`outbox_id`),
-  KEY `work` (`state`, `handler`, `due`),
-  KEY `hash` (`hash`)
+  KEY `work` (`state`, `handler`, `due`)
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4;
 
 -- What handlers have noted of a mail.

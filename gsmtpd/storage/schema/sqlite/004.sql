@@ -14,7 +14,6 @@ CREATE TABLE IF NOT EXISTS mail_outbox (
   reason TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS mail_outbox_work ON mail_outbox (state, handler, due);
-CREATE INDEX IF NOT EXISTS mail_outbox_hash ON mail_outbox (hash);
 
 -- What handlers have noted of a mail.
 CREATE TABLE IF NOT EXISTS mail_note (
