@@ -114,10 +114,12 @@ def sweep(directory: Path) -> None:
 
 def descendants(pid: int) -> list[int]:
     """All living processes below `pid`, children before grandchildren."""
-    children = []
-    for lists in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has its own
-        with contextlib.suppress(OSError):
-            children += [int(child) for child in lists.read_text().split()]
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # it may end at any moment, as may each of its threads
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+                children += [int(child) for child in found.split()]
     return children + [below for child in children for below in descendants(child)]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from gsmtpd.handlers.hook_loading import HookError, check, load_hook
 from gsmtpd.handlers.hooks import MAX_TEXT, Incoming, Reply, defer, fault_of, refuse
+from tests.servers import descendants
 
 # --- answers --------------------------------------------------------------------------------------
 
@@ -145,18 +146,12 @@ def test_a_directory_that_is_not_there_or_everybodys(directory: Path) -> None:
     assert load_hook("own.f", str(directory))(None) is None
 
 
-def children() -> set[str]:
-    """The processes that this one has to wait for: other tests may have left some."""
-    files = Path("/proc/self/task").glob("*/children")
-    return {pid for file in files for pid in file.read_text().split()}
-
-
 def test_a_check_that_goes_well_loads_nothing_here(directory: Path) -> None:
     (directory / "own.py").write_text("def f(m): pass")
-    before = children()
+    before = {*descendants(os.getpid())}  # other tests may have left some
     check(lambda: load_hook("own.f", str(directory)))
     assert "own" not in sys.modules
-    assert children() <= before, "it is waited for"
+    assert {*descendants(os.getpid())} <= before, "it is waited for"
 
 
 @pytest.mark.parametrize(
@@ -167,8 +162,8 @@ def test_a_check_that_goes_well_loads_nothing_here(directory: Path) -> None:
     ],
 )
 def test_a_module_that_hangs_or_ends_the_process(load: Callable[[], object], said: str) -> None:
-    before = children()
+    before = {*descendants(os.getpid())}  # other tests may have left some
     with pytest.raises(HookError) as caught:
         check(load, 0.2)
     assert str(caught.value).startswith(said)
-    assert children() <= before, "it is waited for"
+    assert {*descendants(os.getpid())} <= before, "it is waited for"
