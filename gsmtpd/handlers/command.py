@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import selectors
 import shlex
-import signal
 import subprocess
 
 from gsmtpd.handlers.handler import DISCARD, GiveUpError, Handler, Result, RetryError
 from gsmtpd.handlers.mail import Mail
+from gsmtpd.handlers.process import signal_name
 
 DISCARDED = 99  # as in qmail: done, and nobody else needs it
 REFUSED = (64, 65, 66, 67, 68, 69, 70, 72, 73, 76, 77, 78, 100)  # of sysexits.h, and of qmail
@@ -54,7 +54,7 @@ class Command(Handler):
         if code == DISCARDED:
             return DISCARD
         said = " ".join(_one_line(output.decode(errors="replace")).split())[-_MAX_REASON:]
-        reason = f"{_signal(-code) if code < 0 else f'exit code {code}'} {said}".strip()
+        reason = f"{signal_name(-code) if code < 0 else f'exit code {code}'} {said}".strip()
         if code in REFUSED:
             raise GiveUpError(reason)
         raise RetryError(reason)
@@ -138,10 +138,3 @@ def _value(text: str) -> bytes:
 def _one_line(text: str) -> str:
     """A space for each NUL, line end, surrogate, and whatever else is no character to be seen."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # one of the real-time signals that have no name
-        return f"signal {number}"

@@ -142,7 +142,7 @@ class Runner:
         if code == -signal.SIGKILL:
             return "was killed by SIGKILL: by somebody, or as memory ran out"
         if code < 0:
-            return f"was ended by {_signal(-code)}"
+            return f"was ended by {signal_name(-code)}"
         return f"ended its process, with exit code {code}"
 
     def kill(self) -> None:
@@ -188,7 +188,8 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """What people call a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:  # one of the real-time signals that have no name

@@ -256,6 +256,16 @@ def test_an_error_without_a_text(make: Make) -> None:
     assert act(runner, attempt=2) == {"failed": "Mute: it has no text", "again": True}
 
 
+def test_what_it_prints_is_logged_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not when its buffer is full, or it ends."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with caplog.at_level(logging.INFO):
+        assert act(make(handles("print('here it is')"))) == DONE
+        wait_for(lambda: "here it is" in caplog.text)
+
+
 def test_without_descriptors(make: Make) -> None:
     runner = make(handles("pass"), started=False)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
