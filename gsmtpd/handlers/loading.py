@@ -10,7 +10,6 @@ import inspect
 import os
 import sys
 from contextlib import suppress
-from importlib.metadata import entry_points
 from operator import attrgetter
 from types import ModuleType
 
@@ -30,13 +29,15 @@ def load(name: str, directory: str) -> type[Handler]:
     """The class called `name`: one of gsmtpd's, an entry point of the group "gsmtpd.handlers",
     "module.Class", or "module", where that has one handler.
 
-    directory: where modules are looked for first, "" for nowhere. Raises HandlerError.
+    directory: where modules are looked for first, before entry points, too; "" for nowhere.
+    Raises HandlerError.
     """
     if directory and directory not in sys.path:
         sys.path.insert(0, directory)
     if name in SHIPPED and (file := _file(name, directory)):
         raise HandlerError(f"{name}: {file} has the name of a handler of gsmtpd's; give it another")
-    where = SHIPPED.get(name) or _installed(name) or name
+    own = _file(name.partition(".")[0], directory)
+    where = SHIPPED.get(name) or (not own and _installed(name)) or name
     module, _, attribute = where.partition(":")
     if not attribute and "." in module:
         module, _, attribute = module.rpartition(".")
@@ -55,6 +56,8 @@ def load(name: str, directory: str) -> type[Handler]:
 
 
 def _installed(name: str) -> str:
+    from importlib.metadata import entry_points  # takes long: a plain file needs none
+
     for entry in entry_points(group=GROUP, name=name):
         return f"{entry.module}:{entry.attr or ''}"
     return ""

@@ -1,23 +1,23 @@
 """What does a handler get? One stored mail, with its envelope, and parsed where that is asked for.
 
 Nothing here reaches the database: what a handler wants done there is noted, and done by the process
-that has called it.
+that has called it. What takes long to import is imported where it is asked for: many handlers never
+do, and each runner would pay for it as it starts.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from email import policy
-from email.message import EmailMessage
-from email.message import Message as Fields
-from email.parser import BytesHeaderParser, BytesParser
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from gsmtpd.message.body import read_body
 from gsmtpd.message.headers import MAX_HEADER, read_fields
 from gsmtpd.message.trace import parse_front
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+    from email.message import Message as Fields
 
 _find_end = re.compile(rb"\n\r?\n").search
 
@@ -136,6 +136,9 @@ class Mail:
     @cached_property
     def message(self) -> EmailMessage:
         """`raw` as Python's `email` reads it. Fields that are not well formed may raise there."""
+        from email import policy
+        from email.parser import BytesParser
+
         return BytesParser(policy=policy.default).parsebytes(self.raw)
 
     @cached_property
@@ -144,9 +147,11 @@ class Mail:
 
         Values are not decoded, and `email.header.Header` where they are not ASCII.
         """
+        from email.parser import BytesHeaderParser
+
         section = self.raw[: self._front + MAX_HEADER]
         end = _find_end(section)
-        return BytesHeaderParser(policy=policy.compat32).parsebytes(
+        return BytesHeaderParser().parsebytes(
             section[: end.end()] if end else section
         )
 
@@ -158,6 +163,8 @@ class Mail:
     @cached_property
     def text(self) -> str:
         """What a person would read: the text, or what is legible of the HTML; "" for neither."""
+        from gsmtpd.message.body import read_body
+
         try:
             return read_body(self.content).text
         except MemoryError:

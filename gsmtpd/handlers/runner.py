@@ -15,10 +15,10 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from gsmtpd.handlers import replying
 from gsmtpd.handlers.handler import (
     Discard,
     GiveUpError,
@@ -133,7 +133,7 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
         if result is not None and not isinstance(result, Discard):
             said = f"it returned {type(result).__name__}, which is no result"
             return {"failed": said, "again": False}
-        reply = replying.send(mail, task, may_reply)
+        reply = _answered(mail, task, may_reply)
     except WireError:
         raise
     except GiveUpError as error:
@@ -151,6 +151,15 @@ def _handled(handler: Handler, mail: Mail, task: dict[str, Any], wire: Wire) -> 
         return {"failed": _one_line(f"{type(error).__name__}: {_text(error)}"), "again": True}
     discard = result is not None
     return {"done": True, "notes": mail.notes, "discard": discard, "reply": _one_line(reply)}
+
+
+def _answered(mail: Mail, task: dict[str, Any], may_reply: Callable[[str], bool]) -> str:
+    """Send the answer that `mail` was given; see `replying.send`."""
+    if mail.answer is None:
+        return ""
+    from gsmtpd.handlers import replying  # doubles the time of a start: not for who never replies
+
+    return replying.send(mail, task, may_reply)
 
 
 def _result(handler: Handler, mail: Mail) -> Result:
