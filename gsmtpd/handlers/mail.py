@@ -151,9 +151,7 @@ class Mail:
 
         section = self.raw[: self._front + MAX_HEADER]
         end = _find_end(section)
-        return BytesHeaderParser().parsebytes(
-            section[: end.end()] if end else section
-        )
+        return BytesHeaderParser().parsebytes(section[: end.end()] if end else section)
 
     @cached_property
     def subject(self) -> str:

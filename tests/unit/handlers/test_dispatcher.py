@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -374,6 +376,42 @@ def test_several_processes_share_the_work(bench: Bench) -> None:
     (bench.folder / "go").touch()
     bench.wait_until_done()
     assert len({line.split()[-1] for line in bench.lines()}) == len(bench.lines()) == 30
+
+
+@pytest.mark.parametrize("subject", ["die", "hang"])
+def test_who_ends_its_process_rests(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, subject: str
+) -> None:
+    """Mail that comes in goes before processes that are started again and again."""
+    monkeypatch.setattr(hand, "_FIRST_REST", 3600.0)
+    monkeypatch.setattr(hand, "_LONGEST_REST", 3600.0)
+    bench.put(message(1, subject), message(2), *(message(n, "note", "slow") for n in range(3, 9)))
+    running = bench.start(bench.plan("ball", time_limit=0.3, tries=9), bench.plan("slow"))
+    wait_for(lambda: 1 in {entry.tries for entry in bench.entries()})
+    bench.wait_for_calls(6, "slow")
+    assert bench.calls() == [(subject, 1)]
+    running.stop()
+    assert running.idle
+
+
+def test_rests_grow_until_a_mail_is_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests = []
+    plain = Event.wait
+
+    def wait(self: Event, timeout: float | None = None) -> bool:
+        if sys._getframe(1).f_code is hand.Hand._recover.__code__:
+            rests.append(timeout)
+            return False
+        return plain(self, timeout)
+
+    monkeypatch.setattr(Event, "wait", wait)
+    monkeypatch.setattr(hand, "_REST_EACH", 0.0)
+    subjects = ["die"] * 5 + ["note", "die"]
+    bench.put(*(message(n, subject) for n, subject in enumerate(subjects)))
+    bench.start(bench.plan("ball", tries=1))
+    wait_for(lambda: [entry.state for entry in bench.entries()] == [DEAD] * 6)
+    first = hand._FIRST_REST
+    assert rests == [first, first * 2, first * 4, first * 8, hand._LONGEST_REST, first]
 
 
 # --- ends and beginnings --------------------------------------------------------------------------

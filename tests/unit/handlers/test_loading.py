@@ -197,6 +197,16 @@ def test_an_entry_point_of_a_class_in_a_class(installed: Path) -> None:
     assert load("in-a-class", "").__qualname__ == "Outer.Inner"
 
 
+def test_a_file_of_the_directory_comes_before_an_entry_point(
+    installed: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "prophet.py").write_text(ONE)
+    assert load("prophet", str(own)).__module__ == "prophet"
+    assert load("lonely", str(own)).__module__ == "installed_single"
+
+
 def test_an_entry_point_that_leads_nowhere(installed: Path) -> None:
     assert "installed_handlers has no handler Missing" in refusal("broken", "")
     assert "no module installed_nowhere" in refusal("gone", "")

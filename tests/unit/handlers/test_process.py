@@ -528,3 +528,12 @@ def test_signals_are_not_blocked(make: Make) -> None:
         assert noted(act(runner)) == []
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_it_starts_without_what_few_handlers_use(make: Make) -> None:
+    """One that ends its process each time costs as little of the machine as can be."""
+    slow = ["lxml.etree", "ssl", "email.policy", "importlib.metadata", "gsmtpd.handlers.replying"]
+    runner = make(handles(note(f"[name for name in {slow} if name in sys.modules]")))
+    assert noted(act(runner)) == []
+    runner = make(handles("mail.text, mail.message", note("'lxml.etree' in sys.modules")))
+    assert noted(act(runner)) is True
