@@ -15,6 +15,7 @@ from gsmtpd.handlers.dispatcher import Dispatcher, Shared
 from gsmtpd.handlers.hand import Plan
 from gsmtpd.handlers.matching import Matcher
 from gsmtpd.handlers.process import RefusedError, Runner, RunnerError, Task
+from gsmtpd.policy.decision import Policy
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.outbox import Session
 
@@ -79,6 +80,20 @@ def check(config: Config) -> Iterator[str]:
             yield f"{config.path}: [handlers] [[{plan.task.name}]]: {error}"
         finally:
             runner.end()
+
+
+def unserved(config: Config, policy: Policy) -> Iterator[str]:
+    """What of each `match` no mail can come for, as its domain is not accepted."""
+    if policy.asks_domains:
+        return
+    for each in config.handlers.each:
+        for item in each.match:
+            domain = item.rpartition("@")[2] if "@" in item else "*"
+            if "*" not in domain and not policy.domains.match(domain):
+                yield (
+                    f"{config.path}: [handlers] [[{each.name}]]: match: no mail comes for {item},"
+                    " as its domain is not in [domains] accept"
+                )
 
 
 _PLACE = 9  # characters; of 32 for it, a process id, when that began, and the number of a thread

@@ -204,9 +204,9 @@ def _test(chosen: config.Config, identity: privileges.Identity) -> int:
     _become(identity)
     for problem in _unreadable(chosen, identity):
         print(f"gsmtpd: warning: {problem}", file=sys.stderr)
-    make_policy(chosen)
+    policy = make_policy(chosen)
     _check_hooks(chosen)
-    for complaint in _complaints(_make_certificates(chosen)):
+    for complaint in (*_complaints(_make_certificates(chosen)), *_unserved(chosen, policy)):
         print(f"gsmtpd: warning: {complaint}", file=sys.stderr)
     _check_handlers(chosen)
     print(f"{chosen.path}: the configuration is good")
@@ -225,6 +225,14 @@ def _check_handlers(chosen: config.Config) -> None:
 
         if wrong := list(app_handlers.check(chosen)):
             raise Stop(EX_CONFIG, "\ngsmtpd: ".join(wrong))
+
+
+def _unserved(chosen: config.Config, policy: PolicyFiles) -> list[str]:
+    if not chosen.handlers.each:
+        return []
+    from gsmtpd import app_handlers
+
+    return list(app_handlers.unserved(chosen, policy.current))
 
 
 def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config.Config:
@@ -322,7 +330,7 @@ def _setup(
     _log.info("gsmtpd %s starts", __version__)
     _warn_of_user(chosen, identity)
     _warn_of_control(chosen)
-    for complaint in _complaints(certificates):
+    for complaint in (*_complaints(certificates), *_unserved(chosen, policy)):
         _log.warning("%s", complaint)
     return setup
 

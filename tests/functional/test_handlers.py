@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import signal
 import smtplib
 import socket
@@ -377,6 +378,21 @@ def test_a_wrong_handler_is_said_before_it_is_needed(
     assert wrong in line
     assert "Traceback" not in done.stderr
     daemon.close()
+
+
+def test_what_no_mail_comes_for_is_warned_of(tmp_path: Path) -> None:
+    """Of addresses in domains that are not accepted, and of no others."""
+    match = "a@example.com, b@Example.NET, @ä.example, c, *@example.*, d-*@a.example.org"
+    settings = acting(tmp_path, OWN, shout={"match": match, "class": "own.Shout"})
+    settings["domains"] = {"accept": "example.com, .example.org"}
+    with Gsmtpd(settings) as daemon:
+        done = gsmtpd("-t", "-c", daemon.conf)
+        assert done.returncode == 0
+        said = [line for line in done.stderr.splitlines() if "no mail comes for" in line]
+        warned = re.findall(r"no mail comes for (\S+), as its domain is not", done.stderr)
+        assert warned == ["b@example.net", "@xn--4ca.example"]
+        assert all("[handlers] [[shout]]: match:" in line for line in said)
+        assert re.findall(r"no mail comes for (\S+),", daemon.log.read_text()) == warned
 
 
 # --- as the daemon comes and goes -----------------------------------------------------------------
