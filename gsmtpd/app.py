@@ -58,9 +58,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Share", "check_hooks", "check_queries", "check_store", "database_status", "keep_times",
     "make_body_store", "make_database_store", "make_dispatcher", "make_engine", "make_logs",
-    "make_reader",
-    "make_store", "make_tables", "prepare_store", "processes", "purge", "schema", "settle_store",
-    "spool_of", "threads", "wanted",
+    "make_reader", "make_store", "make_tables", "prepare_store", "processes", "purge", "schema",
+    "settle_store", "spool_of", "threads", "wanted",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)

@@ -13,16 +13,10 @@ from gsmtpd.app_store import make_bodies
 from gsmtpd.config import Config
 from gsmtpd.handlers.dispatcher import Dispatcher, Shared
 from gsmtpd.handlers.hand import Plan
-from gsmtpd.handlers.matching import Matcher
 from gsmtpd.handlers.process import RefusedError, Runner, RunnerError, Task
 from gsmtpd.policy.decision import Policy
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.outbox import Session
-
-
-def make_matcher(config: Config) -> Matcher:
-    """Which handlers act on the mail for an address."""
-    return Matcher({each.name: each.match for each in config.handlers.each})
 
 
 def make_plans(config: Config) -> list[Plan]:

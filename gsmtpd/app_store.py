@@ -16,6 +16,7 @@ from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.schema import statements
 
 if TYPE_CHECKING:
+    from gsmtpd.handlers.matching import Matcher
     from gsmtpd.storage.mysql import MySQLStore, OnCapacity
     from gsmtpd.storage.mysql_hosts import OnAway
 
@@ -191,19 +192,21 @@ def make_body_store(config: Config) -> BodyStore | None:
 
 def _row_maker(config: Config, handled: bool = True) -> RowMaker:
     """handled: whether rows are matched with handlers."""
-    match = None
-    if handled and config.handlers.each:
-        from gsmtpd.handlers.matching import Matcher  # only where there are any
-
-        match = Matcher({each.name: each.match for each in config.handlers.each})
     return RowMaker(
         config.server.host_name,
         config.domains.primary_domain,
         Decode(config.content.decode),
         _level(config),
         config.content.spam_score_header,
-        match,
+        make_matcher(config) if handled and config.handlers.each else None,
     )
+
+
+def make_matcher(config: Config) -> Matcher:
+    """Which handlers act on the mail for an address."""
+    from gsmtpd.handlers.matching import Matcher  # only where there are any
+
+    return Matcher({each.name: each.match for each in config.handlers.each})
 
 
 def _level(config: Config) -> int | None:

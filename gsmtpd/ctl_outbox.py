@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gsmtpd import cli
+from gsmtpd.app_store import make_matcher
 from gsmtpd.config import Config
 from gsmtpd.ctl_mail import printable
 from gsmtpd.storage.outbox import DEAD, Chosen, Entry, Outbox, Session
@@ -81,8 +82,6 @@ def _found(config: Config, options: argparse.Namespace) -> Any:
             wrong = f"there is no handler {options.handler} in {config.path}; there are: {there}"
             raise cli.Stop(cli.EX_USAGE, wrong)
         return lambda mail: [options.handler]
-    from gsmtpd.app_handlers import make_matcher
-
     matcher = make_matcher(config)
 
     def found(mail: StoredMail) -> list[str]:

@@ -20,7 +20,7 @@ from gsmtpd.storage.base import LISTED, Letter
 from gsmtpd.storage.literal import text_literal
 from gsmtpd.storage.mysql_connection import ALTERED, DENIED, LOST, code_of
 from gsmtpd.storage.mysql_table import MailTable
-from gsmtpd.storage.outbox import INSERT_MANY, INSERT_NONE, outbox_rows
+from gsmtpd.storage.outbox import INSERT_MANY, INSERT_NONE, Fitted, as_it_is, outbox_rows
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Beside:
         self._warn = warn
         self._owes = owes
         self._said: set[str] = set()
+        self._fitted: Fitted = as_it_is
         self._has_moments = False
         self._is_ours = False
         self._keeps_attachments = False
@@ -68,6 +69,7 @@ class Beside:
         if self._owes:
             table.require(("mail_id", "hash", "recipient", "to"))
             cursor.execute(f"{INSERT_NONE} SELECT {', '.join(['0'] * 6)} FROM DUAL{_NONE}")
+        self._fitted = table.fitted
         self._has_moments = table.has_moments
         self._is_ours = table.has("mail_encoding")
         self._keeps_attachments = (
@@ -150,7 +152,7 @@ class Beside:
             f"({','.join(map(text_literal, row[:-1]))},{row[-1]})"
             for letter in letters
             if letter.deliveries
-            for row in outbox_rows(letter)
+            for row in outbox_rows(letter, self._fitted)
         ]
         if deliveries:
             made.append(INSERT_MANY + ",".join(deliveries))

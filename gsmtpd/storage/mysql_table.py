@@ -106,6 +106,7 @@ class MailTable:
         texts = [name for name in TEXTS if name in found]
         numbers = [name for name in NUMBERS if name in found]
         self._fits = [(i, fit) for i, name in enumerate(texts) if (fit := _fit_for(found[name]))]
+        self._fits_by_name = {texts[i]: fit for i, fit in self._fits}
         self._pick_texts = _picker(texts)
         self._pick_numbers = _picker(numbers)
         self._numbers = struct.Struct("<" + "".join(_NUMBERS[name][0] for name in numbers))
@@ -133,6 +134,11 @@ class MailTable:
     def has_moments(self) -> bool:
         """Whether `date` tells when a message was received, to the second."""
         return self._kinds.get("date") in ("datetime", "timestamp")
+
+    def fitted(self, name: str, text: str) -> str:
+        """`text` as the column `name` has it once it is stored."""
+        fit = self._fits_by_name.get(name)
+        return text if fit is None else fit(text)
 
     def values(self, row: Row) -> bytes:
         """`row` as the values of an INSERT, one behind the other."""

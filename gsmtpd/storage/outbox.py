@@ -8,7 +8,7 @@ each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +29,15 @@ INSERT_MANY = f"{INSERT_NONE} VALUES "
 INSERT = f"{INSERT_MANY}(%s)"
 
 
+Fitted = Callable[[str, str], str]
+"""What a column of the mail table, by its name, makes of a text: an old table may be narrower."""
+
+
+def as_it_is(column: str, text: str) -> str:
+    """`text`: where every column takes all."""
+    return text
+
+
 def delivery_id(message_id: str, delivery: Delivery) -> str:
     """The same for the same, 32 hexadecimal digits."""
     text = "\0".join((message_id, *delivery))
@@ -45,12 +54,24 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def outbox_rows(letter: Letter) -> Iterator[tuple[str, str, str, str, str, int]]:
-    """The rows of the outbox for `letter`: five texts and a number, as `INSERT` wants them."""
+def outbox_rows(
+    letter: Letter, fitted: Fitted = as_it_is
+) -> Iterator[tuple[str, str, str, str, str, int]]:
+    """The rows of the outbox for `letter`: five texts and a number, as `INSERT` wants them.
+
+    Recipients are as their rows have them, by which they are found again.
+    """
     message = letter.message
     due = milliseconds(message.received_at)
     for each in letter.deliveries:
-        yield delivery_id(message.id, each), each.handler, message.id, each.recipient, each.to, due
+        yield (
+            delivery_id(message.id, each),
+            each.handler,
+            message.id,
+            fitted("recipient", each.recipient),
+            fitted("to", each.to),
+            due,
+        )
 
 
 class Entry(NamedTuple):

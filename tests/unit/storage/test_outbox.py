@@ -457,6 +457,32 @@ def test_a_mail_table_with_another_collation(mysql: Kept) -> None:
     assert mysql.query("SELECT recipient FROM mail_note") == [("ball@example.com",)]
 
 
+def test_a_mail_table_with_narrower_columns(mysql: Kept) -> None:
+    """As Guerrilla SMTPd made them: what does not fit is cut, and its handler finds it still."""
+    mysql.execute(
+        "ALTER TABLE new_mail MODIFY `to` varchar(128) CHARACTER SET latin1 NOT NULL,"
+        " MODIFY recipient varchar(20) NOT NULL"
+    )
+    locals_ = ["a-long-name-of-somebody", "joe", "ж"]
+    mysql.put(message(1, recipients=locals_), bound={"all": ["@example.com"]})
+    outbox = mysql.outbox()
+    entries = outbox.take("all", 9, NOW, 60)
+    stored = mysql.query("SELECT recipient, `to` FROM new_mail ORDER BY mail_id")
+    assert stored == [
+        ("a-long-name-of-someb", "a-long-name-of-somebody@example.com"),
+        ("joe@example.com", "joe@example.com"),
+        ("ж@example.com", "?@example.com"),
+    ]
+    found = [outbox.mail(entry) for entry in entries]
+    assert [mail.recipient for mail, _ in filter(None, found)] == [row[0] for row in stored]
+    outbox.finish(entries[0], Finished([("n", "v")]), NOW)
+    outbox.bury(entries[2], "x")
+    for table in ("mail_note", "mail_outbox"):
+        assert outbox.sweep(table, 0) is None
+    assert mysql.query("SELECT recipient FROM mail_note") == [("a-long-name-of-someb",)]
+    assert [entry.state for entry in outbox.entries(ALL, 9)] == [WAITING, DEAD]
+
+
 def test_it_is_done_wholly_or_not_at_all(kept: Kept) -> None:
     """A mail that cannot be deleted: no note, and the entry comes again."""
     kept.put(message(1))
