@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from email.parser import HeaderParser
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gsmtpd import app, cli
 from gsmtpd.config import Config
@@ -254,3 +254,13 @@ def address(text: str) -> Mailbox:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no address; write one like you@example.com")
     return found
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser("import", help="store mail from files")
+    verb.add_argument("--to", metavar="ADDRESS", type=address,
+                         help="the recipient of mail that gsmtpd has not exported")  # fmt: skip
+    verb.add_argument("sources", metavar="SOURCE", nargs="+",
+                         help="an mbox, a maildir, .eml or a directory; - is stdin")  # fmt: skip
+    verb.set_defaults(run=import_)

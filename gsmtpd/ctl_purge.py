@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from gsmtpd import app, cli
 from gsmtpd.config_checks import ValidateError, duration
@@ -46,3 +47,15 @@ def domain(text: str) -> str:
         return checked_domain(text)
     except ValidateError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser("purge", help="delete old mail now, as keep says or an age")
+    verb.add_argument("--older-than", metavar="AGE", dest="age", type=age,
+                       help="mail older than that, as 12h or 30d, whatever keep says")  # fmt: skip
+    verb.add_argument("--domain", metavar="NAME", dest="domains", action="append",
+                       type=domain,
+                       help="with an age: only mail for that domain; may come again")  # fmt: skip
+    verb.add_argument("--dry-run", action="store_true", help="only say how much that is")
+    verb.set_defaults(run=purge)

@@ -22,7 +22,7 @@ import pytest
 
 from gsmtpd.config import SPEC
 from gsmtpd.control import ControlError, ask, ask_to_stop
-from gsmtpd.ctl import _said
+from gsmtpd.ctl_status import said as said_of
 from tests.accounting import Client, count, send, stuffed, table_of, with_token
 from tests.functional.test_daemon import STOP, Daemon, alive, gsmtpd
 from tests.servers import Gsmtpd, environment, free_port, wait_for
@@ -112,7 +112,7 @@ def test_status_for_people(running: Gsmtpd) -> None:
 
 def test_who_was_sent_away_and_why(running: Gsmtpd) -> None:
     trouble = {"overload": ["max_memory", "file descriptors"], "crowded": 7, "denied": 12}
-    said = [*_said(status(running) | trouble | {"spool": None})]
+    said = [*said_of(status(running) | trouble | {"spool": None})]
     assert "Sent away:  0 (max_clients), 7 (max_clients_per_ip), 12 (deny)" in said
     assert "Overload:   max_memory, file descriptors" in said
 
