@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import time
+from typing import TYPE_CHECKING
 
 from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
@@ -26,6 +27,9 @@ from gsmtpd.storage.retention import Times
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.upkeep import Chore
 
+if TYPE_CHECKING:
+    from gsmtpd.storage.facts import Facts
+
 
 def make_database(config: Config) -> Database:
     """How to reach the configured MySQL server."""
@@ -41,6 +45,13 @@ def status(config: Config, away: int) -> list[dict[str, object]]:
     return [
         {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
     ]
+
+
+def facts(config: Config, strict: bool, seconds: float) -> list[Facts]:
+    """What each host says of itself; see `ask_hosts`."""
+    from gsmtpd.storage.mysql_facts import ask_hosts  # only people ask
+
+    return ask_hosts(make_database(config), strict, seconds)
 
 
 def open_reader(config: Config, bodies: Bodies | None) -> MailReader:

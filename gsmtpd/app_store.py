@@ -17,6 +17,7 @@ from gsmtpd.storage.schema import statements
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.matching import Matcher
+    from gsmtpd.storage.facts import Facts
     from gsmtpd.storage.mysql import MySQLStore, OnCapacity
     from gsmtpd.storage.mysql_hosts import OnAway
 
@@ -28,6 +29,23 @@ def database_status(config: Config, away: int) -> list[dict[str, object]]:
     from gsmtpd import app_mysql
 
     return app_mysql.status(config, away)
+
+
+def database_facts(config: Config, seconds: float = 2.0) -> list[Facts]:
+    """What the configured database says of itself, each of its hosts, within `seconds`.
+
+    Of durability = relaxed nothing is a risk that is meant.
+    """
+    strict = config.store.durability == "strict"
+    if config.store.backend == "sqlite":
+        from gsmtpd.storage.sqlite_facts import ask_file  # only people ask
+
+        return ask_file(config.store.sqlite.path, strict, seconds)
+    if config.store.backend == "mysql":
+        from gsmtpd import app_mysql
+
+        return app_mysql.facts(config, strict, seconds)
+    return []
 
 
 def make_reader(config: Config) -> MailReader:
