@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gsmtpd.app_policy import query_threads
@@ -23,7 +24,7 @@ from gsmtpd.storage.mysql_link import Link
 from gsmtpd.storage.mysql_retention import mysql_chore, purge_mysql
 from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import Bodies, MailReader
-from gsmtpd.storage.retention import Times
+from gsmtpd.storage.retention import OnProgress, Times
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.upkeep import Chore
 
@@ -66,10 +67,13 @@ def schema(config: Config) -> list[str]:
     return statements("mysql", chosen.table, partitions)
 
 
-def make_tables(config: Config) -> str:
-    """Make the tables where they are missing; says where. Raises StoreError."""
+def make_tables(config: Config, progress: Callable[[int, int], None]) -> str:
+    """Make the tables where they are missing; says where. progress: see app_store.
+
+    Raises StoreError.
+    """
     database = make_database(config)
-    left_out = mysql_schema.execute(database, schema(config))
+    left_out = mysql_schema.execute(database, schema(config), progress)
     return "\n".join([*left_out, f"the tables are in database {database.database}"])
 
 
@@ -125,11 +129,11 @@ def chores(config: Config, times: Times) -> list[Chore]:
     return made
 
 
-def purge(config: Config, times: Times, dry: bool) -> int:
+def purge(config: Config, times: Times, dry: bool, progress: OnProgress) -> int:
     """Delete mail older than `times` say; how many rows. dry: only count. Raises StoreError."""
     if not dry:
         _catch_up(config, times)
-    return purge_mysql(make_database(config), times, dry)
+    return purge_mysql(make_database(config), times, dry, progress)
 
 
 def _catch_up(config: Config, times: Times) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -88,14 +89,19 @@ def schema(config: Config) -> list[str]:
     return app_mysql.schema(config)
 
 
-def make_tables(config: Config) -> str:
-    """Make the configured store's tables where they are missing; says where. Raises StoreError."""
+def make_tables(
+    config: Config, progress: Callable[[int, int], None] = lambda done, of: None
+) -> str:
+    """Make the configured store's tables where they are missing; says where. Raises StoreError.
+
+    progress: called behind each statement with how many are done, and how many there are.
+    """
     if config.store.backend == "sqlite":
-        sqlite.make(config.store.sqlite.path)
+        sqlite.make(config.store.sqlite.path, progress)
         return f"the tables are in {config.store.sqlite.path}"
     from gsmtpd import app_mysql
 
-    return app_mysql.make_tables(config)
+    return app_mysql.make_tables(config, progress)
 
 
 def check_store(config: Config) -> None:

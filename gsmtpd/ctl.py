@@ -24,6 +24,7 @@ from gsmtpd import (
 )
 from gsmtpd.control import ControlError, ask, ask_to_stop
 from gsmtpd.ctl_arguments import control_socket
+from gsmtpd.progress import progress
 from gsmtpd.storage.base import StoreError, StorePermissionError
 
 _OF_MAIL = (
@@ -113,7 +114,12 @@ def _init_db(options: argparse.Namespace) -> int:
     config = cli.load(options.config)
     if options.apply:
         cli.become_owner(config)
-        print(app.make_tables(config))
+        with progress(1.0) as shown:
+            shown.at(0.0, "making the tables")
+            where = app.make_tables(
+                config, lambda done, of: shown.at(done / of, f"statement {done} of {of}")
+            )
+        print(where)
         return cli.EX_OK
     for statement in app.schema(config):
         print(f"{statement};\n")

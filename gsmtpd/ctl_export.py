@@ -14,7 +14,8 @@ from typing import Any
 from gsmtpd import app, cli
 from gsmtpd.ctl_arguments import count
 from gsmtpd.ctl_mail import moment
-from gsmtpd.mailfiles import FORMATS, MailFileError, Writer, is_one_file, open_writer
+from gsmtpd.mailfiles import FORMATS, STANDARD, MailFileError, Writer, is_one_file, open_writer
+from gsmtpd.progress import Progress, is_watched, progress
 from gsmtpd.storage.reader import MailReader, Selection, UnreadableError
 
 
@@ -49,7 +50,8 @@ def export(options: argparse.Namespace) -> int:
             raise cli.Stop(cli.EX_USAGE, f"{options.destination}: one file is for one mail only")
         try:
             exporter = _Exporter(reader, open_writer(options.format, options.destination))
-            exporter.run(chain(first, ids))
+            with progress(_total(reader, first, options), _is_apart(options.destination)) as shown:
+                exporter.run(chain(first, ids), shown)
         except MailFileError as error:
             raise cli.Stop(cli.EX_CANTCREAT, str(error)) from error
     return cli.EX_UNAVAILABLE if exporter.lost else cli.EX_OK
@@ -64,6 +66,18 @@ def _all(wanted: Iterable[int], found: Iterable[int]) -> Iterator[int]:
     return iter(ids)
 
 
+def _total(reader: MailReader, first: list[int], options: argparse.Namespace) -> float | None:
+    """How far the last id is from the first. None where that is not known, or nobody sees it."""
+    if not is_watched() or options.until is not None or options.ids:
+        return None
+    return float(max(mail.mail_id for mail in reader.recent(1)) - first[0] + 1)
+
+
+def _is_apart(destination: str) -> bool:
+    """Whether mail goes elsewhere than to the terminal."""
+    return not (destination == STANDARD and sys.stdout.isatty())
+
+
 class _Exporter:
     """Writes mail, and counts it."""
 
@@ -73,17 +87,24 @@ class _Exporter:
         self._written = 0
         self.lost = 0
 
-    def run(self, ids: Iterable[int]) -> None:
-        """Write those mails. Raises StoreError, MailFileError or OSError, which end it."""
+    def run(self, ids: Iterable[int], shown: Progress) -> None:
+        """Write those mails, and show how far that is.
+
+        Raises StoreError, MailFileError or OSError, which end it.
+        """
+        begin: int | None = None
         try:
             for mail_id in ids:
                 try:
                     self._write(mail_id)
                 except UnreadableError as error:
                     self.lost += 1
-                    print(f"gsmtpctl: {error}", file=sys.stderr)
+                    shown.say(f"gsmtpctl: {error}")
+                begin = mail_id if begin is None else begin
+                shown.at(mail_id - begin + 1, f"exported {self._written} mails")
             self._writer.close()
         finally:
+            shown.close()
             left = f"; {self.lost} could not be read" if self.lost else ""
             print(f"exported {self._written} mails{left}", file=sys.stderr)
 

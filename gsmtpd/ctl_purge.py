@@ -8,6 +8,7 @@ from typing import Any
 from gsmtpd import app, cli
 from gsmtpd.config_checks import ValidateError, duration
 from gsmtpd.config_checks import domain as checked_domain
+from gsmtpd.progress import progress
 from gsmtpd.storage.retention import Times
 
 _LEAST, _MOST = "0s", "3650d"
@@ -28,7 +29,11 @@ def purge(options: argparse.Namespace) -> int:
     else:
         times = Times(options.age)
     cli.become_owner(config)
-    rows = app.purge(config, times, options.dry_run)
+    done = "found" if options.dry_run else "deleted"
+    with progress(1.0) as shown:
+        rows = app.purge(
+            config, times, options.dry_run, lambda n, share: shown.at(share, f"{done} {n} mails")
+        )
     print(f"{'would delete' if options.dry_run else 'deleted'} {rows} mails")
     return cli.EX_OK
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 
 from gsmtpd.complaints import Complaints
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.retention import Retention, Times, purge
+from gsmtpd.storage.retention import OnProgress, Retention, Times, purge
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
 from gsmtpd.storage.upkeep import AFTER_TROUBLE, Chore
 
@@ -23,7 +22,7 @@ def purge_sqlite(
     path: str,
     times: Times,
     dry: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: OnProgress = lambda rows, share: None,
 ) -> int:
     """Delete mail that is older than `times` say, once; see `purge`. Raises StoreError."""
     shelf = SQLiteShelf(path)
