@@ -31,7 +31,10 @@ PARTS = {
     "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
 }  # fmt: skip
 RUNNING = (
-    BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
+    BUILDING
+    | SYSTEM
+    | PARTS
+    | {"failpoints", "recent", "history", "app", "worker", "workers", "__init__"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
@@ -45,6 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
+    "history": {"metrics"},
+    "rates": {"metrics", "history"},
+    "telling": {"metrics", "history", "rates"},
     "server": DEPARTMENTS,
     "config_numbers": {"wording"},
     "config_query": {"wording"},
@@ -79,9 +85,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
-    "workers": BUILDING | {"app", "worker"},
+    "workers": BUILDING | {"app", "worker", "history"},
     "next_setup": RUNNING,
-    "master": RUNNING | {"next_setup"},
+    "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
     "ctl_words": set(),
