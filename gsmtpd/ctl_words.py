@@ -23,4 +23,16 @@ def size(octets: float) -> str:
     for power, unit in ((30, "GiB"), (20, "MiB")):
         if octets >= 1 << power:
             return f"{octets / (1 << power):.3g} {unit}"
-    return f"{octets / 1024:.0f} KiB"
+    return f"{octets / 1024:.0f} KiB" if octets >= 1024 else f"{octets:.0f} B"
+
+
+def rate(value: float) -> str:
+    """How many, where tenths matter if there are few."""
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.1f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """How long something short took; "-" where nobody knows."""
+    if seconds is None:
+        return "-"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
