@@ -29,6 +29,7 @@ from gsmtpd.app_store import (
     spool_of,
     with_more,
 )
+from gsmtpd.board import Board, Slot
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
@@ -71,7 +72,7 @@ class Share(NamedTuple):
     """What one process shares with all. rows: one for each SMTP thread.
 
     owed: an eventfd that wakes who runs handlers, -1 for none. store: the row of what its store
-    takes, None where nobody asks.
+    takes, None where nobody asks. board: where its threads show what they do.
     """
 
     counters: Counters
@@ -79,6 +80,7 @@ class Share(NamedTuple):
     seat: Seat
     owed: int = -1
     store: int | None = None
+    board: Board | None = None
 
 
 def processes(config: Config) -> int:
@@ -175,7 +177,13 @@ def make_engine(
     rcpt_hook, data_hook = _make_hooks(config)
     pool = SMTPThreadPool(
         [
-            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carriers)
+            SMTPThread(
+                f"smtp-{row}",
+                share.counters.row(row),
+                logs.mail_log(),
+                carriers,
+                None if share.board is None else Slot(share.board, row),
+            )
             for row in share.rows
         ]
     )

@@ -25,7 +25,7 @@ CONFIG = {
     "config_environment",
     *VALUES,
 }
-BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
+BUILDING = DEPARTMENTS | {"server", "board", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
     "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
@@ -48,10 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
+    "board": set(),
     "history": {"metrics"},
     "rates": {"metrics", "history"},
-    "telling": {"metrics", "history", "rates"},
-    "server": DEPARTMENTS,
+    "telling": {"metrics", "history", "rates", "board", "recent"},
+    "server": DEPARTMENTS | {"board"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
