@@ -34,6 +34,7 @@ setup(
         "dnsbl": ["dnspython>=2.3"],
         "html": ["lxml>=4.9"],
         "memcached": ["pymemcache>=3.5"],
+        "progress": ["tqdm>=4.64"],  # of gsmtpctl on a terminal
         "redis": ["redis>=4.3"],
         "test": [
             "aiosmtpd==1.4.6",
@@ -42,11 +43,13 @@ setup(
             "lxml==6.1.3",
             "mypy==2.4.1",
             "pymemcache==4.0.0",
+            "pyte==0.8.2",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
             "pytest-xdist==3.8.0",  # tests that wait do so side by side: half of the time
             "redis==8.1.0",
             "ruff==0.17.6",
+            "tqdm==4.70.1",
             "types-PyMySQL==1.2.0.20260923",
         ],
     },

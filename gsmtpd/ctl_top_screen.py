@@ -16,6 +16,7 @@ SORTS = ("seconds", "octets", "messages", "client")
 _LABEL, _VALUE = 12, 10  # columns
 _REFUSED = "refused:"
 _MINUTE = 60.0
+_HEADS = 3  # lines above a table
 
 Found = dict[str, Any]
 
@@ -197,13 +198,15 @@ def sparkline(values: Sequence[float | None], width: int, blocks: str) -> str:
 
 
 def _tables(view: View, room: int) -> list[Line]:
-    """Sessions and the slowest messages, in `room` lines."""
+    """Sessions and the slowest messages, in `room` lines; no head without a row."""
     if "sessions" not in view.sessions:
         return []
     sessions = [*_sessions(view)]
     slowest = [*_slowest(view.sessions.get("slowest", []))]
-    for_slowest = min(len(slowest), max(0, room // 3))
-    return [*sessions[: max(0, room - for_slowest)], *slowest[:for_slowest]]
+    share = max(room // 3, room - len(sessions))
+    slowest = slowest[:share] if min(len(slowest), share) > _HEADS else []
+    sessions = sessions[: room - len(slowest)]
+    return [*(sessions if len(sessions) > _HEADS else []), *slowest]
 
 
 def _sessions(view: View) -> Iterator[Line]:
