@@ -29,10 +29,11 @@ from gsmtpd.app_store import (
     spool_of,
     with_more,
 )
+from gsmtpd.board import Board, Slot
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import Counter, Counters, StoreMeter
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.carrier import Carrier
@@ -43,7 +44,7 @@ from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import OnOwed, StoreError
-from gsmtpd.storage.retention import Times
+from gsmtpd.storage.retention import OnProgress, Times
 from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
 from gsmtpd.storage.upkeep import Chore, Upkeep
@@ -70,13 +71,16 @@ _LANES = 2  # of an SMTP thread: while one waits for its COMMIT, the other may b
 class Share(NamedTuple):
     """What one process shares with all. rows: one for each SMTP thread.
 
-    owed: an eventfd that wakes who runs handlers, -1 for none.
+    owed: an eventfd that wakes who runs handlers, -1 for none. store: the row of what its store
+    takes, None where nobody asks. board: where its threads show what they do.
     """
 
     counters: Counters
     rows: range
     seat: Seat
     owed: int = -1
+    store: int | None = None
+    board: Board | None = None
 
 
 def processes(config: Config) -> int:
@@ -164,7 +168,8 @@ def make_engine(
         on_owed,
     )
     lanes = _lanes(config, share) if listeners else 0
-    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_owed)
+    meter = None if share.store is None else StoreMeter(share.counters.row(share.store))
+    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_owed, meter)
     carriers: list[Carrier] = []
     if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
         carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
@@ -172,7 +177,13 @@ def make_engine(
     rcpt_hook, data_hook = _make_hooks(config)
     pool = SMTPThreadPool(
         [
-            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carriers)
+            SMTPThread(
+                f"smtp-{row}",
+                share.counters.row(row),
+                logs.mail_log(),
+                carriers,
+                None if share.board is None else Slot(share.board, row),
+            )
             for row in share.rows
         ]
     )
@@ -249,6 +260,7 @@ def _make_writer(
     spools: bool,
     lanes: int,
     on_owed: OnOwed,
+    meter: StoreMeter | None,
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
@@ -260,14 +272,14 @@ def _make_writer(
     chosen = config.store
     store = with_more(config, database)
     if isinstance(database, sqlite.SQLiteStore):
-        return GroupCommitWriter(store, 1), []
+        return GroupCommitWriter(store, 1, meter=meter), []
     drainers = []
     if chosen.spool and spools:
         own = make_draining_store(config, on_owed)
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))
-    return GroupCommitWriter(store, chosen.mysql.connections - lanes), drainers
+    return GroupCommitWriter(store, chosen.mysql.connections - lanes, meter=meter), drainers
 
 
 def _lanes(config: Config, share: Share) -> int:
@@ -286,17 +298,24 @@ def keep_times(config: Config) -> Times:
     return Times(config.store.keep.default, config.store.keep.domains)
 
 
-def purge(config: Config, times: Times, dry: bool) -> int:
-    """Delete mail older than `times` say; how many rows. dry: only count. Raises StoreError.
+def purge(
+    config: Config,
+    times: Times,
+    dry: bool,
+    progress: OnProgress = lambda rows, share: None,
+) -> int:
+    """Delete mail older than `times` say; how many rows. Raises StoreError.
+
+    dry: only count. progress: see storage.retention.purge.
 
     Does what else upkeep has to do, too: under inetd nobody else does.
     """
     if config.store.backend == "sqlite":
-        return purge_sqlite(config.store.sqlite.path, times, dry)
+        return purge_sqlite(config.store.sqlite.path, times, dry, progress)
     if config.store.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.purge(config, times, dry)
+        return app_mysql.purge(config, times, dry, progress)
     raise StoreError("[store] backend = null keeps no mail; there is nothing to delete")
 
 

@@ -25,13 +25,16 @@ CONFIG = {
     "config_environment",
     *VALUES,
 }
-BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
+BUILDING = DEPARTMENTS | {"server", "board", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
     "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
 }  # fmt: skip
 RUNNING = (
-    BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
+    BUILDING
+    | SYSTEM
+    | PARTS
+    | {"failpoints", "recent", "history", "app", "worker", "workers", "__init__"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
@@ -45,7 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
-    "server": DEPARTMENTS,
+    "board": set(),
+    "history": {"metrics"},
+    "rates": {"metrics", "history"},
+    "telling": {"metrics", "history", "rates", "board", "recent"},
+    "server": DEPARTMENTS | {"board"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
@@ -79,21 +86,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
-    "workers": BUILDING | {"app", "worker"},
+    "workers": BUILDING | {"app", "worker", "history"},
     "next_setup": RUNNING,
-    "master": RUNNING | {"next_setup"},
+    "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
-    "ctl_mail": RUNNING | {"cli", "mailfiles"},
-    "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail"},
-    "ctl_outbox": RUNNING | {"cli", "ctl_mail"},
+    "ctl_words": set(),
+    "progress": set(),
+    "ctl_arguments": RUNNING | {"cli"},
+    "ctl_status_text": {"ctl_words"},
+    "ctl_status": RUNNING | {"cli", "ctl_arguments", "ctl_status_text"},
+    "ctl_top_screen": {"ctl_words", "wording"},
+    "ctl_top": RUNNING | {"cli", "ctl_arguments", "ctl_top_screen"},
+    "ctl_mail": RUNNING | {"cli", "mailfiles", "ctl_arguments"},
+    "ctl_export": RUNNING | {"cli", "mailfiles", "ctl_arguments", "ctl_mail", "progress"},
+    "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail", "progress"},
+    "ctl_outbox": RUNNING | {"cli", "ctl_arguments", "ctl_mail"},
     "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
-    "ctl_purge": RUNNING | {"cli", "config_checks"},
+    "ctl_purge": RUNNING | {"cli", "config_checks", "progress"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
-    | {"cli", "mailfiles", "ctl_check", "ctl_feed", "ctl_mail", "ctl_import", "ctl_outbox"}
-    | {"ctl_purge", "ctl_why"},
+    | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
+    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_top", "ctl_why", "progress"},
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
@@ -101,8 +116,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge", "ctl_why",
-    "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
+    "cli", "ctl", "ctl_arguments", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge",
+    "ctl_status", "ctl_why", "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

@@ -18,11 +18,15 @@ from operator import attrgetter
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
+from gsmtpd.board import Slot
 from gsmtpd.maillog import MailLog
 from gsmtpd.metrics import Counter, Overload
 from gsmtpd.server.carrier import Carrier, carry
 from gsmtpd.server.overload import Overloads
+from gsmtpd.server.reasons import reason_of
+from gsmtpd.server.shown import Showing
 from gsmtpd.smtp import reply
+from gsmtpd.smtp.reply import Reply
 
 if TYPE_CHECKING:
     from gsmtpd.server.client import Client, Leave
@@ -46,16 +50,22 @@ class SMTPThread(threading.Thread):
     counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
     carriers: what it stores mail by itself with; without any the store's threads do it.
     now: monotonic seconds, as of this round. overloads: what it has not enough of. overfull:
-    whether its sessions buffer more than they may.
+    whether its sessions buffer more than they may. slot: where it shows them; None: nowhere.
     """
 
     def __init__(
-        self, name: str, counters: memoryview, maillog: MailLog, carriers: Sequence[Carrier] = ()
+        self,
+        name: str,
+        counters: memoryview,
+        maillog: MailLog,
+        carriers: Sequence[Carrier] = (),
+        slot: Slot | None = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
         self.overloads = Overloads(counters)
+        self.shown = Showing(slot)
         self.overfull = False
         self._handshakes = 0  # in this round
         self._held = 0  # octets buffered by its sessions
@@ -148,6 +158,10 @@ class SMTPThread(threading.Thread):
         for connection in list(self._connections.values()):
             connection.leave(how)
 
+    def count_refusal(self, said: Reply) -> None:
+        """A client hears `said`, which refuses something."""
+        self.counters[reason_of(said)] += 1
+
     def may_shake_hands(self) -> bool:
         """Whether one handshake more fits into this round: they take the longest by far."""
         self._handshakes += 1
@@ -220,6 +234,7 @@ class SMTPThread(threading.Thread):
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
         self._connections[connection.socket.fileno()] = connection
+        self.counters[Counter.SESSIONS] += 1
         self.counters[Counter.CLIENTS] = len(self._connections)
         self.watch(connection, EPOLLIN)
 
@@ -324,6 +339,7 @@ class SMTPThread(threading.Thread):
     def _sweep(self) -> None:
         self._next_sweep = self.now + SWEEP
         self.counters[Counter.BEATS] += 1
+        self.counters[Counter.MEMORY] = self._held
         for connection in list(self._connections.values()):
             try:
                 connection.check_time(self.now)
@@ -340,6 +356,7 @@ class SMTPThread(threading.Thread):
         for carrier in self._carriers:
             carrier.look()
         self.overloads.look()
+        self.shown.look(self._connections.values(), self.now)
 
     def _fault(self, connection: Client) -> None:
         """A fault of ours: the client hears 451 and may come again."""
