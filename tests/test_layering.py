@@ -23,12 +23,14 @@ CONFIG = {
     "config_tls",
     "config_handlers",
     "config_environment",
+    "config_secrets",
+    "config_status",
     *VALUES,
 }
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
-    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
+    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks", "app_status",
 }  # fmt: skip
 RUNNING = (
     BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
@@ -46,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": {"maillog"},
     "recent": set(),
     "server": DEPARTMENTS,
+    "status": PROTOCOL | {"storage", "metrics", "control", "server"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
@@ -54,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_types": {"config_checks"},
     "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
     "config_handlers": {"wording", "config_file", "config_types"},
+    "config_secrets": {"wording", "config_file"},
+    "config_status": {"config_secrets", "config_file", "config_hosts", "config_types"},
     "config_environment": {"wording", "config_file", "config_tls"},
     "config": {
         "wording",
@@ -63,6 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config_tls",
         "config_environment",
         "config_handlers",
+        "config_secrets",
+        "config_status",
     },
     "signals": set(),
     "privileges": set(),
@@ -75,9 +82,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_hooks": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
     "app_handlers": BUILDING | {"app_store", "app_mysql"},
+    "app_status": BUILDING | {"__init__", "app_store", "control", "status"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
-    "app": BUILDING | PARTS | {"failpoints"},
+    "app": BUILDING | PARTS | {"failpoints", "status"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
     "workers": BUILDING | {"app", "worker"},
     "next_setup": RUNNING,
