@@ -32,7 +32,7 @@ from gsmtpd.app_store import (
 from gsmtpd.config import Config
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import Counter, Counters, StoreMeter
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.carrier import Carrier
@@ -72,7 +72,8 @@ _LANES = 2  # of an SMTP thread: while one waits for its COMMIT, the other may b
 class Share(NamedTuple):
     """What one process shares with all. rows: one for each SMTP thread.
 
-    owed: an eventfd that wakes who runs handlers, stored: who waits for mail; -1 for none.
+    owed: an eventfd that wakes who runs handlers, stored: who waits for mail; -1 for none. store:
+    the row of what its store takes, None where nobody asks.
     """
 
     counters: Counters
@@ -80,6 +81,7 @@ class Share(NamedTuple):
     seat: Seat
     owed: int = -1
     stored: int = -1
+    store: int | None = None
 
 
 def processes(config: Config) -> int:
@@ -172,7 +174,8 @@ def make_engine(
         on_stored,
     )
     lanes = _lanes(config, share) if listeners else 0
-    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_stored)
+    meter = None if share.store is None else StoreMeter(share.counters.row(share.store))
+    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_stored, meter)
     carriers: list[Carrier] = []
     if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
         carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
@@ -274,6 +277,7 @@ def _make_writer(
     spools: bool,
     lanes: int,
     on_stored: OnStored,
+    meter: StoreMeter | None,
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
 
@@ -285,14 +289,14 @@ def _make_writer(
     chosen = config.store
     store = with_more(config, database)
     if isinstance(database, sqlite.SQLiteStore):
-        return GroupCommitWriter(store, 1), []
+        return GroupCommitWriter(store, 1, meter=meter), []
     drainers = []
     if chosen.spool and spools:
         own = make_draining_store(config, on_stored)
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))
-    return GroupCommitWriter(store, chosen.mysql.connections - lanes), drainers
+    return GroupCommitWriter(store, chosen.mysql.connections - lanes, meter=meter), drainers
 
 
 def _lanes(config: Config, share: Share) -> int:

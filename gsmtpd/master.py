@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gsmtpd import __version__, app, worker
+from gsmtpd import __version__, app, telling, worker
 from gsmtpd.config import Config
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.maillog import timestamp
-from gsmtpd.metrics import BITS, Counter, Overload
+from gsmtpd.metrics import Counter, Overload
 from gsmtpd.next_setup import NotReloadedError, read_anew, renewed
 from gsmtpd.policy.lists import ListError
 from gsmtpd.recent import Recent
@@ -98,6 +98,11 @@ class Master:
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came early comes now
+        self._told: dict[str, Callable[[str], dict[str, Any]]] = {
+            "status": lambda about: self.status(),
+            "why": self._why,
+            "history": lambda about: telling.history(self._workers.history, about),
+        }
         self._control = self._open_control()
         self._workers = Workers(
             setup, self._selector, self._in_child, self._all_ready, self._all_left, self._failed
@@ -388,14 +393,13 @@ class Master:
 
     def _asked(self, command: str, about: str, answer: Answer) -> None:
         """Do what came over the control socket."""
-        if command == "status":
-            answer(self.status())
-        elif command == "why":
-            answer(self._why(about))
+        if command in self._told:
+            answer(self._told[command](about))
         elif command == "stop":
             self.stop("gsmtpctl stop")  # the end of this process is the answer
         elif command != "reload":
-            answer({"error": "unknown command; there are status, why, reload and stop"})
+            known = ", ".join([*self._told, "reload"])
+            answer({"error": f"unknown command; there are {known} and stop"})
         elif self._stop_deadline is not None:
             answer({"error": "it is stopping"})
         else:
@@ -425,11 +429,9 @@ class Master:
             "workers": self._workers.status(),
             "replaced": self._workers.replaced,
             "max_clients": self._current.config.limits.max_clients,
-            **{
-                counter.name.lower(): self._workers.counters.total(counter)
-                for counter in Counter
-                if counter not in (Counter.BEATS, *BITS)
-            },
+            "max_memory": self._current.config.limits.max_memory,
+            **telling.counts(self._workers.counters.totals()),
+            **telling.lately(self._workers.history),
             "database": app.database_status(
                 self._current.config, self._workers.counters.any(Counter.HOSTS_AWAY)
             ),

@@ -33,7 +33,10 @@ PARTS = {
     "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks", "app_status",
 }  # fmt: skip
 RUNNING = (
-    BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
+    BUILDING
+    | SYSTEM
+    | PARTS
+    | {"failpoints", "recent", "history", "app", "worker", "workers", "__init__"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
@@ -47,6 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
+    "history": {"metrics"},
+    "rates": {"metrics", "history"},
+    "telling": {"metrics", "history", "rates"},
     "server": DEPARTMENTS,
     "status": PROTOCOL | {"storage", "metrics", "control", "server"},
     "config_numbers": {"wording"},
@@ -87,9 +93,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints", "status"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
-    "workers": BUILDING | {"app", "worker"},
+    "workers": BUILDING | {"app", "worker", "history"},
     "next_setup": RUNNING,
-    "master": RUNNING | {"next_setup"},
+    "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
     "ctl_mail": RUNNING | {"cli", "mailfiles"},
