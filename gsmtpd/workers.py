@@ -305,7 +305,7 @@ class Workers:
             # They are served by a process that has neither listeners nor certificates.
             close_listeners(setup.listeners)
         if role == "status":
-            return app.make_status(setup.config, setup.status, share)
+            return app.make_status(setup.config, setup.status, share, self.history)
         close_listeners(setup.status)
         if role == "handlers":
             return app.make_dispatcher(setup.config, share)
