@@ -16,10 +16,11 @@ from gsmtpd.message.row import RowMaker
 from gsmtpd.storage import mysql, mysql_schema
 from gsmtpd.storage.base import OnStored
 from gsmtpd.storage.counter import counter_chore
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_hosts import OnAway
 from gsmtpd.storage.mysql_link import Link
-from gsmtpd.storage.mysql_retention import mysql_chore, purge_mysql
+from gsmtpd.storage.mysql_retention import erase_mysql, mysql_chore, purge_mysql
 from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.retention import Times
@@ -46,6 +47,13 @@ def status(config: Config, away: int) -> list[dict[str, object]]:
 def open_reader(config: Config, bodies: Bodies | None) -> MailReader:
     """A reader of the mail table. Raises StoreError."""
     return mysql.open_reader(make_database(config), bodies)
+
+
+def open_finder(config: Config, bodies: Bodies | None) -> Finder:
+    """What finds mail in the mail table. Raises StoreError."""
+    database = make_database(config)
+    reader = mysql.open_reader(database, bodies)
+    return Finder(reader, lambda row: erase_mysql(database, row))
 
 
 def schema(config: Config) -> list[str]:

@@ -12,8 +12,10 @@ from gsmtpd.storage.base import OnStored, Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.sqlite_retention import erase_sqlite
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.matching import Matcher
@@ -39,6 +41,19 @@ def make_reader(config: Config) -> MailReader:
 
         return app_mysql.open_reader(config, make_bodies(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
+
+
+def make_finder(config: Config) -> Finder:
+    """What finds mail in the configured store, for one thread. Raises StoreError."""
+    if config.store.backend == "mysql":
+        from gsmtpd import app_mysql
+
+        return app_mysql.open_finder(config, make_bodies(config))
+    if config.store.backend != "sqlite":
+        raise StoreError("[store] backend = null keeps no mail; there is nothing to find")
+    path = config.store.sqlite.path
+    reader = sqlite.open_reader(path, make_bodies(config))
+    return Finder(reader, lambda row: erase_sqlite(path, row))
 
 
 def make_bodies(config: Config) -> Bodies | None:

@@ -450,10 +450,13 @@ class MySQLStore:
 
 def open_reader(database: Database, bodies: Bodies | None = None) -> SQLReader:
     """A reader of the mail table. bodies: the body store, if there is one. Raises StoreError."""
+    hosts = Hosts(database)
     try:
-        connection = Hosts(database).connect()
+        connection = hosts.connect()
     except pymysql.MySQLError as error:
         raise store_error(error, database) from error
+    finally:
+        hosts.close()  # nobody tries those that do not answer: who reads connects anew
     return SQLReader(
         connection, database.table, "%s", lambda error: store_error(error, database), bodies
     )

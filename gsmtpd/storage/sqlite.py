@@ -279,4 +279,14 @@ def open_reader(path: str, bodies: Bodies | None = None) -> SQLReader:
     """
     if not os.path.exists(path):
         raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
-    return SQLReader(connect(path), "new_mail", "?", lambda error: store_error(path, error), bodies)
+    reader = SQLReader(
+        connect(path), "new_mail", "?", lambda error: store_error(path, error), bodies
+    )
+    opened = identity(path)
+
+    def check() -> None:
+        if identity(path) != opened:
+            raise StoreError(f"{path}: the file is gone, or another has taken its place")
+
+    reader.rows.check = check
+    return reader
