@@ -9,7 +9,8 @@ from aiohttp import web
 
 from gsmtpd.control import ControlError
 from gsmtpd.status.parts import Parts
-from gsmtpd.status.readers import Finder, Readers
+from gsmtpd.status.readers import Readers
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.base import StoreError
 
 _WITHIN = 2.0  # seconds that the database and the master have to answer
