@@ -12,8 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
 from gsmtpd.storage.tail import AT_ONCE, Tail
 

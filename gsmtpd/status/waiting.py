@@ -15,10 +15,10 @@ from gsmtpd.status.answers import said
 from gsmtpd.status.arriving import Arrivals
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.status.readers import Readers
-from gsmtpd.storage.finder import Finder
 from gsmtpd.status.streams import Listener, event
 from gsmtpd.storage.arrivals import START, Cursor, parse, parse_place
 from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
 
 _MOST_HELD = 1000  # batches
