@@ -44,6 +44,7 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
         guard(response)
         if ending.begun:
             response.force_close()
+            response.headers["Connection"] = "close"
 
     app.on_response_prepare.append(prepare)
     app.on_cleanup.append(close)
