@@ -14,6 +14,7 @@ from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
 from gsmtpd.status.mails import Mails
+from gsmtpd.status.openapi import Description
 from gsmtpd.status.pages import Pages
 from gsmtpd.status.parts import Parts
 from gsmtpd.status.readers import Readers
@@ -54,6 +55,7 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
         Live(parts.history, ending),
         Waiting(readers, arrivals),
         Mails(readers),
+        Description(parts.version),
         Pages(),
     ):
         app.router.add_routes(part.routes())
