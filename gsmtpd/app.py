@@ -29,6 +29,7 @@ from gsmtpd.app_store import (
     spool_of,
     with_more,
 )
+from gsmtpd.board import Board, Slot
 from gsmtpd.config import Config
 from gsmtpd.history import History
 from gsmtpd.logs import Logs
@@ -74,7 +75,8 @@ class Share(NamedTuple):
     """What one process shares with all. rows: one for each SMTP thread.
 
     owed: an eventfd that wakes who runs handlers, stored: who waits for mail; -1 for none. store:
-    the row of what its store takes, None where nobody asks.
+    the row of what its store takes, None where nobody asks. board: where its threads show what
+    they do.
     """
 
     counters: Counters
@@ -83,6 +85,7 @@ class Share(NamedTuple):
     owed: int = -1
     stored: int = -1
     store: int | None = None
+    board: Board | None = None
 
 
 def processes(config: Config) -> int:
@@ -184,7 +187,13 @@ def make_engine(
     rcpt_hook, data_hook = _make_hooks(config)
     pool = SMTPThreadPool(
         [
-            SMTPThread(f"smtp-{row}", share.counters.row(row), logs.mail_log(), carriers)
+            SMTPThread(
+                f"smtp-{row}",
+                share.counters.row(row),
+                logs.mail_log(),
+                carriers,
+                None if share.board is None else Slot(share.board, row),
+            )
             for row in share.rows
         ]
     )

@@ -40,6 +40,7 @@ def make_manner(listener: ListenerConfig, certificates: Certificates | None) -> 
         implicit_tls=listener.tls == "implicit",
         proxies=NetworkSet(listener.proxy_from),
         xclients=NetworkSet(listener.xclient_from),
+        listener=listener.name,
     )
 
 

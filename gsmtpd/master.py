@@ -101,6 +101,8 @@ class Master:
         self._told: dict[str, Callable[[str], dict[str, Any]]] = {
             "status": lambda about: self.status(),
             "why": self._why,
+            "sessions": lambda about: telling.sessions(self._workers.shown()),
+            "events": lambda about: telling.events(self._recent, about),
             "history": lambda about: telling.history(self._workers.history, about),
         }
         self._control = self._open_control()

@@ -13,6 +13,7 @@ import json
 import logging
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,7 @@ KEPT = 4 * 2**20  # octets that stay
 SLACK = 2**18  # octets beyond, before the oldest are given back
 MAX_FOUND = 100  # records of one answer
 MAX_ANSWER = 60000  # octets of those, as JSON
+_BLOCK = 2**18  # octets that `since` reads at once
 _SECTOR = 512  # octets that st_blocks counts in, see inode(7)
 _LOST = b'{"lost": '
 
@@ -36,6 +38,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._file = -1
+        self._name = f"{time.time_ns():x}"
         try:
             self._file = os.memfd_create("gsmtpd-recent", os.MFD_CLOEXEC)
             flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
@@ -80,6 +83,34 @@ class Recent:
                 break
             found.append(record)
         return found[::-1]
+
+    def since(self, position: str) -> tuple[list[dict[str, Any]], str, int]:
+        """The records behind `position`, the oldest first, without their keys, and where they end.
+
+        position: "" for the end, else what was given back before; one of another server is its
+        beginning. No more than MAX_ANSWER octets of JSON: there may be more at once. The third is
+        how many were lost meanwhile, about. Raises ValueError.
+        """
+        name, _, place = position.partition("-")
+        if position and not (name.isalnum() and place.isascii() and place.isdigit()):
+            raise ValueError('events takes the "position" of the answer before, or nothing')
+        try:
+            size = os.fstat(self._file).st_size
+            start = int(place) if name == self._name else 0
+            start = start if position and start <= size else size
+            # What is being written now may be there in part only, so: behind a whole line.
+            first = max(start, size - KEPT) if position else max(0, size - _BLOCK)
+            octets = os.pread(self._file, _BLOCK, first)
+        except (OSError, OverflowError):
+            return [], position, 0
+        if not position:
+            return [], self._position(first + octets.rfind(b"\n") + 1), 0
+        found, used, lost = _taken(octets, whole=first == start)
+        lost += bool(first > start) * max(1, (first - start) * (len(found) + 1) // max(used, 1))
+        return found, self._position(first + used), lost
+
+    def _position(self, offset: int) -> str:
+        return f"{self._name}-{offset}"
 
     def began(self) -> str | None:
         """The time of the oldest record, if older ones were given back; else None."""
@@ -130,6 +161,29 @@ class Recent:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _taken(octets: bytes, whole: bool) -> tuple[list[dict[str, Any]], int, int]:
+    """The first records in `octets`, how many octets those are, and how many were lost.
+
+    whole: whether it begins with a whole line.
+    """
+    found: list[dict[str, Any]] = []
+    lost = 0
+    used = 0 if whole else octets.find(b"\n") + 1
+    room = MAX_ANSWER
+    while (end := octets.find(b"\n", used)) >= 0:
+        record = _record(octets[used:end])
+        if record is not None and "time" in record:
+            record.pop("keys", None)
+            room -= len(json.dumps(record)) + 2
+            if room < 0 and found:
+                break
+            found.append(record)
+        elif record is not None:
+            lost += record.get("lost", 0)
+        used = end + 1
+    return found, used, lost
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from gsmtpd import app, worker
+from gsmtpd.board import Board, Shown
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.history import History
 from gsmtpd.logs import Logs
@@ -122,6 +123,7 @@ class Workers:
     ) -> None:
         self.counters = Counters()
         self.history = History()
+        self.board = Board()
         self._crowd = Crowd()
         self._owed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who runs handlers
         self._stored = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who waits for mail
@@ -201,6 +203,11 @@ class Workers:
             for child in self._children.values()
         ]
 
+    def shown(self) -> list[Shown]:
+        """What their threads show; they begin with it when somebody looks."""
+        self.board.ask()
+        return self.board.read(row for child in self._children.values() for row in child.rows)
+
     def _count(self, child: Child, counter: Counter) -> int:
         return sum(self.counters.row(row)[counter] for row in child.rows)
 
@@ -260,7 +267,7 @@ class Workers:
             stored = self._stored if setup.config.status.listen else -1
             share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed, stored)
             if serves:
-                share = share._replace(rows=rows[:-1], store=rows[-1])
+                share = share._replace(rows=rows[:-1], store=rows[-1], board=self.board)
             self._be_worker(setup, number, share, theirs)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()

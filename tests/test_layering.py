@@ -27,7 +27,7 @@ CONFIG = {
     "config_status",
     *VALUES,
 }
-BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
+BUILDING = DEPARTMENTS | {"server", "board", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
     "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks", "app_status",
@@ -50,10 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
+    "board": set(),
     "history": {"metrics"},
     "rates": {"metrics", "history"},
-    "telling": {"metrics", "history", "rates"},
-    "server": DEPARTMENTS,
+    "telling": {"metrics", "history", "rates", "board", "recent"},
+    "server": DEPARTMENTS | {"board"},
     "status": PROTOCOL | {"storage", "metrics", "history", "rates", "control", "server"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},

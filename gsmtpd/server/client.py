@@ -56,7 +56,7 @@ class Client(ABC):
         "_header",
         "_held",
         "_lingering",
-        "_octets",
+        "_octets_before",
         "_plain",
         "_stream",
         "_told",
@@ -64,6 +64,7 @@ class Client(ABC):
         "began",
         "client_ip",
         "interest",
+        "octets",
         "server",
         "session",
         "since",
@@ -86,8 +87,9 @@ class Client(ABC):
         self._plain = False  # nothing stands between what comes and the session
         self._counted_as = ""  # the address that is counted for max_clients_per_ip
         self._held = 0  # octets that are counted for max_memory
-        self._octets = 0  # of a message that have come since _window, monotonic seconds
-        self._window = 0.0  # 0: no message is coming in
+        self.octets = 0  # that the client has sent as commands and mail
+        self._octets_before = 0  # of them, at _window
+        self._window = 0.0  # since when a message comes in, monotonic seconds; 0: none does
         self.interest = 0  # what epoll watches for; 0: not registered
         self.thread: SMTPThread = server.pool.current()
         self.began = self.since = self.thread.now
@@ -101,6 +103,10 @@ class Client(ABC):
     @abstractmethod
     def _execute(self, said: bytes) -> None:
         """Carry out what the client says."""
+
+    @abstractmethod
+    def facts(self, now: float) -> dict[str, object]:
+        """What it does, for programs. now: monotonic seconds."""
 
     @abstractmethod
     def leave(self, how: Leave) -> None:
@@ -257,7 +263,7 @@ class Client(ABC):
         """Note how a message comes in, if one does."""
         if self.session.state >= State.CHUNKS:
             if not self._window:
-                self._window, self._octets = self.thread.now, 0
+                self._window, self._octets_before = self.thread.now, self.octets
             self._hold(self.session.buffered)
         elif self._window:
             self._window = 0.0
@@ -354,9 +360,10 @@ class Client(ABC):
 
     def _check_rate(self, now: float) -> None:
         """Whether enough of the message has come since the last look."""
-        if self._octets < self.server.limits.min_data_rate * (now - self._window):
+        came = self.octets - self._octets_before
+        if came < self.server.limits.min_data_rate * (now - self._window):
             self.end(reply.TOO_SLOW)
-        self._window, self._octets = now, 0
+        self._window, self._octets_before = now, self.octets
 
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""

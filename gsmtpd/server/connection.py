@@ -36,6 +36,9 @@ OUTCOMES: dict[Outcome, Reply] = {
 }
 
 
+_DOING = 80  # characters of what it does
+
+
 class _Waiting(NamedTuple):
     """A recipient that waits for answers from elsewhere. since: monotonic seconds, of the first."""
 
@@ -78,7 +81,7 @@ class Connection(Client):
         session = self.session
         session.no_room = self.thread.overfull
         event = session.receive(said)
-        self._octets += len(said)
+        self.octets += len(said)
         if session.state >= State.CHUNKS:
             self.since = self.thread.now
         self._go_on(event)
@@ -137,6 +140,18 @@ class Connection(Client):
         """Close the socket at once."""
         self._awaited = None
         super().close()
+
+    def facts(self, now: float) -> dict[str, object]:
+        """What it does, for programs. now: monotonic seconds."""
+        return {
+            "client": self.client_ip,
+            "seconds": round(now - self.began, 1),
+            "doing": self._doing()[:_DOING],
+            "tls": self._stream.tls,
+            "messages": self.session.messages,
+            "octets": self.octets,
+            "listener": self.server.manner.listener,
+        }
 
     def _doing(self) -> str:
         if isinstance(self._awaited, Job):
@@ -325,6 +340,8 @@ class Connection(Client):
             elif spooled:
                 row[Counter.SPOOLED] += 1
         delay = self.thread.now - submitted + self._asked_for
+        if delay > self.thread.shown.slow_from:
+            self.thread.shown.note(message, decision, delay, self.thread.now)
         self._log_message(message, decision, delay, stored_as, spooled)
         return self.session.answer(decision)
 

@@ -18,11 +18,13 @@ from operator import attrgetter
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
+from gsmtpd.board import Slot
 from gsmtpd.maillog import MailLog
 from gsmtpd.metrics import Counter, Overload
 from gsmtpd.server.carrier import Carrier, carry
 from gsmtpd.server.overload import Overloads
 from gsmtpd.server.reasons import reason_of
+from gsmtpd.server.shown import Showing
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.reply import Reply
 
@@ -48,16 +50,22 @@ class SMTPThread(threading.Thread):
     counters: its own row, indexed by `Counter`. maillog: its own, flushed once per round.
     carriers: what it stores mail by itself with; without any the store's threads do it.
     now: monotonic seconds, as of this round. overloads: what it has not enough of. overfull:
-    whether its sessions buffer more than they may.
+    whether its sessions buffer more than they may. slot: where it shows them; None: nowhere.
     """
 
     def __init__(
-        self, name: str, counters: memoryview, maillog: MailLog, carriers: Sequence[Carrier] = ()
+        self,
+        name: str,
+        counters: memoryview,
+        maillog: MailLog,
+        carriers: Sequence[Carrier] = (),
+        slot: Slot | None = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.counters = counters
         self.maillog = maillog
         self.overloads = Overloads(counters)
+        self.shown = Showing(slot)
         self.overfull = False
         self._handshakes = 0  # in this round
         self._held = 0  # octets buffered by its sessions
@@ -348,6 +356,7 @@ class SMTPThread(threading.Thread):
         for carrier in self._carriers:
             carrier.look()
         self.overloads.look()
+        self.shown.look(self._connections.values(), self.now)
 
     def _fault(self, connection: Client) -> None:
         """A fault of ours: the client hears 451 and may come again."""

@@ -40,9 +40,11 @@ class Manner:
 
     certificates: for STARTTLS, or, where it is implicit, for a handshake before all else.
     proxies: who begins with a header of the PROXY protocol. xclients: who may say XCLIENT.
+    listener: its name.
     """
 
     certificates: Certificates | None = None
     implicit_tls: bool = False
     proxies: NetworkSet = field(default_factory=_none)
     xclients: NetworkSet = field(default_factory=_none)
+    listener: str = ""

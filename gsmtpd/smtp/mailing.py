@@ -43,6 +43,11 @@ class Mailing(Dialogue):
         """Of the mail transaction: the recipients that were taken so far."""
         return self._transaction.recipients
 
+    @property
+    def messages(self) -> int:
+        """How many it has answered, taken or not."""
+        return self._messages
+
     def drop_message(self) -> None:
         """Keep nothing of the message that is coming in; its sender hears 452 at its end."""
         reader = self._data or self._chunks

@@ -198,3 +198,89 @@ def test_a_system_that_has_no_such_memory(
     assert memory.find("a") == []
     assert "Too many open files" in caplog.text
     assert recent.__name__ in {record.name for record in caplog.records}
+
+
+# --- since ----------------------------------------------------------------------------------------
+
+
+def told(memory: Recent, position: str) -> tuple[list[object], str, int]:
+    found, position, lost = memory.since(position)
+    assert all("keys" not in record for record in found)
+    return [record["n"] for record in found], position, lost
+
+
+def event(n: int, **more: object) -> bytes:
+    return line("x", time="2026-01-01T00:00:00Z", n=n, **more)
+
+
+def test_what_came_since(memory: Recent) -> None:
+    nothing, start, _ = told(memory, "")
+    assert nothing == []
+    assert told(memory, start) == ([], start, 0)
+    memory.append(event(1) + event(2))
+    found, second, lost = told(memory, start)
+    assert (found, lost) == ([1, 2], 0)
+    assert told(memory, second) == ([], second, 0)
+    assert told(memory, "")[:2] == ([], second)
+    memory.append(event(3) + b'{"lost": 7}\n')
+    found, _, lost = told(memory, second)
+    assert (found, lost) == ([3], 7)
+    assert told(memory, start)[0] == [1, 2, 3]
+
+
+def test_of_a_server_before_this_one_all_is_new(memory: Recent) -> None:
+    memory.append(event(1))
+    assert told(memory, "abc123-99")[0] == [1]
+
+
+def test_half_a_line_waits(memory: Recent) -> None:
+    _, start, _ = told(memory, "")
+    os.write(memory._file, b"\n" + event(1) + event(2)[:-5])
+    found, middle, _ = told(memory, start)
+    assert found == [1]
+    assert told(memory, "")[1] == middle
+    os.write(memory._file, event(2)[-5:])
+    assert told(memory, middle)[0] == [2]
+
+
+def test_more_than_one_answer_holds_comes_with_the_next(memory: Recent) -> None:
+    _, position, _ = told(memory, "")
+    memory.append(b"".join(event(n, text="x" * 900) for n in range(200)))
+    found: list[object] = []
+    answers = 0
+    while len(found) < 200:
+        more, _, _ = memory.since(position)
+        assert 0 < len(json.dumps(more)) <= MAX_ANSWER
+        numbers, position, lost = told(memory, position)
+        assert lost == 0
+        found += numbers
+        answers += 1
+    assert found == [*range(200)]
+    assert answers == 4
+
+
+def test_what_was_given_back_is_lost(memory: Recent) -> None:
+    _, position, _ = told(memory, "")
+    filling = b"".join(event(0, text="x" * 900) for _ in range(100))
+    for _ in range((KEPT + SLACK) // len(filling) + 2):
+        memory.append(filling)
+    missing = os.fstat(memory._file).st_size - KEPT
+    found, position, lost = told(memory, position)
+    assert found
+    assert abs(lost - missing / len(event(0, text="x" * 900))) < 5
+    assert told(memory, position)[2] == 0
+
+
+@pytest.mark.parametrize("position", ["x", "-", "1-", "-1", "1-x", "1--1", "1-\u0661", "../a-1"])
+def test_no_position(memory: Recent, position: str) -> None:
+    with pytest.raises(ValueError, match="position"):
+        memory.since(position)
+
+
+@pytest.mark.parametrize("place", ["99", "9" * 30])
+def test_a_position_that_does_not_exist(memory: Recent, place: str) -> None:
+    memory.append(event(1))
+    _, position, _ = told(memory, "")
+    assert told(memory, f"{position.partition('-')[0]}-{place}")[:2] == ([], position)
+    memory.close()
+    assert told(memory, position)[0] == []
