@@ -45,7 +45,7 @@ from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import OnStored, StoreError
-from gsmtpd.storage.retention import Times
+from gsmtpd.storage.retention import OnProgress, Times
 from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
 from gsmtpd.storage.upkeep import Chore, Upkeep
@@ -327,17 +327,24 @@ def keep_times(config: Config) -> Times:
     return Times(config.store.keep.default, config.store.keep.domains)
 
 
-def purge(config: Config, times: Times, dry: bool) -> int:
-    """Delete mail older than `times` say; how many rows. dry: only count. Raises StoreError.
+def purge(
+    config: Config,
+    times: Times,
+    dry: bool,
+    progress: OnProgress = lambda rows, share: None,
+) -> int:
+    """Delete mail older than `times` say; how many rows. Raises StoreError.
+
+    dry: only count. progress: see storage.retention.purge.
 
     Does what else upkeep has to do, too: under inetd nobody else does.
     """
     if config.store.backend == "sqlite":
-        return purge_sqlite(config.store.sqlite.path, times, dry)
+        return purge_sqlite(config.store.sqlite.path, times, dry, progress)
     if config.store.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.purge(config, times, dry)
+        return app_mysql.purge(config, times, dry, progress)
     raise StoreError("[store] backend = null keeps no mail; there is nothing to delete")
 
 

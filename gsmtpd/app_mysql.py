@@ -9,6 +9,8 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
@@ -23,9 +25,12 @@ from gsmtpd.storage.mysql_link import Link
 from gsmtpd.storage.mysql_retention import erase_mysql, mysql_chore, purge_mysql
 from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import Bodies, MailReader
-from gsmtpd.storage.retention import Times
+from gsmtpd.storage.retention import OnProgress, Times
 from gsmtpd.storage.schema import statements
 from gsmtpd.storage.upkeep import Chore
+
+if TYPE_CHECKING:
+    from gsmtpd.storage.facts import Facts
 
 
 def make_database(config: Config) -> Database:
@@ -42,6 +47,13 @@ def status(config: Config, away: int) -> list[dict[str, object]]:
     return [
         {"host": str(host), "away": bool(away >> number & 1)} for number, host in enumerate(hosts)
     ]
+
+
+def facts(config: Config, strict: bool, seconds: float) -> list[Facts]:
+    """What each host says of itself; see `ask_hosts`."""
+    from gsmtpd.storage.mysql_facts import ask_hosts  # only people ask
+
+    return ask_hosts(make_database(config), strict, seconds)
 
 
 def open_reader(config: Config, bodies: Bodies | None) -> MailReader:
@@ -63,10 +75,13 @@ def schema(config: Config) -> list[str]:
     return statements("mysql", chosen.table, partitions)
 
 
-def make_tables(config: Config) -> str:
-    """Make the tables where they are missing; says where. Raises StoreError."""
+def make_tables(config: Config, progress: Callable[[int, int], None]) -> str:
+    """Make the tables where they are missing; says where. progress: see app_store.
+
+    Raises StoreError.
+    """
     database = make_database(config)
-    left_out = mysql_schema.execute(database, schema(config))
+    left_out = mysql_schema.execute(database, schema(config), progress)
     return "\n".join([*left_out, f"the tables are in database {database.database}"])
 
 
@@ -122,11 +137,11 @@ def chores(config: Config, times: Times) -> list[Chore]:
     return made
 
 
-def purge(config: Config, times: Times, dry: bool) -> int:
+def purge(config: Config, times: Times, dry: bool, progress: OnProgress) -> int:
     """Delete mail older than `times` say; how many rows. dry: only count. Raises StoreError."""
     if not dry:
         _catch_up(config, times)
-    return purge_mysql(make_database(config), times, dry)
+    return purge_mysql(make_database(config), times, dry, progress)
 
 
 def _catch_up(config: Config, times: Times) -> None:

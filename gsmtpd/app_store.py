@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from gsmtpd.storage.sqlite_retention import erase_sqlite
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.matching import Matcher
+    from gsmtpd.storage.facts import Facts
     from gsmtpd.storage.mysql import MySQLStore, OnCapacity
     from gsmtpd.storage.mysql_hosts import OnAway
 
@@ -30,6 +32,23 @@ def database_status(config: Config, away: int) -> list[dict[str, object]]:
     from gsmtpd import app_mysql
 
     return app_mysql.status(config, away)
+
+
+def database_facts(config: Config, seconds: float = 2.0) -> list[Facts]:
+    """What the configured database says of itself, each of its hosts, within `seconds`.
+
+    Of durability = relaxed nothing is a risk that is meant.
+    """
+    strict = config.store.durability == "strict"
+    if config.store.backend == "sqlite":
+        from gsmtpd.storage.sqlite_facts import ask_file  # only people ask
+
+        return ask_file(config.store.sqlite.path, strict, seconds)
+    if config.store.backend == "mysql":
+        from gsmtpd import app_mysql
+
+        return app_mysql.facts(config, strict, seconds)
+    return []
 
 
 def make_reader(config: Config) -> MailReader:
@@ -85,14 +104,19 @@ def schema(config: Config) -> list[str]:
     return app_mysql.schema(config)
 
 
-def make_tables(config: Config) -> str:
-    """Make the configured store's tables where they are missing; says where. Raises StoreError."""
+def make_tables(
+    config: Config, progress: Callable[[int, int], None] = lambda done, of: None
+) -> str:
+    """Make the configured store's tables where they are missing; says where. Raises StoreError.
+
+    progress: called behind each statement with how many are done, and how many there are.
+    """
     if config.store.backend == "sqlite":
-        sqlite.make(config.store.sqlite.path)
+        sqlite.make(config.store.sqlite.path, progress)
         return f"the tables are in {config.store.sqlite.path}"
     from gsmtpd import app_mysql
 
-    return app_mysql.make_tables(config)
+    return app_mysql.make_tables(config, progress)
 
 
 def check_store(config: Config) -> None:

@@ -188,3 +188,14 @@ def _as_json(
             for step in steps
         ],
     }
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    check = verbs.add_parser("check-address", help="say what would become of mail for an address")
+    check.add_argument("--client", metavar="IP", type=client,
+                       help="as if it came from that IP address")  # fmt: skip
+    check.add_argument("--json", action="store_true", help="as JSON, for programs")
+    check.add_argument("address", metavar="ADDRESS", type=address,
+                       help="of a recipient")  # fmt: skip
+    check.set_defaults(run=check_address)

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gsmtpd import app, cli
 from gsmtpd.config import Config
-from gsmtpd.ctl_check import address
+from gsmtpd.ctl_check import address, client
 from gsmtpd.ctl_import import ROOM, check_mail_file, header_fields, log_to_stderr, mailbox_in
 from gsmtpd.ctl_mail import printable
 from gsmtpd.logs import Logs
@@ -266,3 +266,18 @@ def _say(replies: Mapping[str, Reply], events: Iterator[Mapping[str, object]]) -
     if max(codes) >= 500:
         return EX_DATAERR
     return EX_TEMPFAIL if max(codes) >= 400 else cli.EX_OK
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser(
+        "feed", help="have a message in a file received, as if a client sent it"
+    )
+    verb.add_argument("--to", metavar="ADDRESS", dest="recipients", action="append", required=True,
+                      type=address, help="a recipient; may be said again")  # fmt: skip
+    verb.add_argument("--from", metavar="ADDRESS", dest="sender", type=sender,
+                      help="the sender, '' for none (default: its Return-Path)")  # fmt: skip
+    verb.add_argument("--client", metavar="IP", type=client,
+                      help="as if it came from that IP address (default: 127.0.0.1)")  # fmt: skip
+    verb.add_argument("source", metavar="FILE", help="with one message; - is stdin")
+    verb.set_defaults(run=feed)

@@ -8,16 +8,18 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from email.parser import HeaderParser
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gsmtpd import app, cli
 from gsmtpd.config import Config
 from gsmtpd.ctl_mail import printable
-from gsmtpd.mailfiles import TOO_LARGE, Found, MailFileError, date_in, read_mail
+from gsmtpd.mailfiles import STANDARD, TOO_LARGE, Found, MailFileError, date_in, read_mail
 from gsmtpd.message.ids import id_maker
 from gsmtpd.message.row import Message
 from gsmtpd.message.trace import parse_front
+from gsmtpd.progress import Progress, is_watched, progress
 from gsmtpd.smtp.address import Mailbox, parse_mailbox
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage.base import Letter, Outcome, Store
@@ -26,6 +28,7 @@ _MAX_BATCH = 100  # messages in one transaction
 _MAX_BATCH_OCTETS = 8 * 1024 * 1024
 _MAX_RECIPIENTS = 500  # of one message
 _MAX_HEADER = 65536  # octets of a message that are looked at
+_LOGGED = "gsmtpctl: %(message)s"
 ROOM = 65536  # octets that may stand in front of a message of max_size
 
 
@@ -138,8 +141,10 @@ def _join(first: Incoming, second: Incoming) -> Incoming:
 class _Importer:
     """Stores messages by batches, and counts them as the files have them."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, shown: Progress) -> None:
         self._store = store
+        self._shown = shown
+        self._read = 0  # octets of the files, about
         self._max_size = config.limits.max_size
         self._batch: list[Incoming] = []
         self._octets = 0
@@ -158,6 +163,8 @@ class _Importer:
     def _understood(self, sources: Iterable[str], to: Mailbox | None) -> Iterator[Incoming]:
         new_id = id_maker(time.time())
         for found in self._found(sources):
+            self._read += len(found.octets or b"")
+            self._shown.at(self._read, f"imported {self.imported} mails")
             try:
                 incoming = understood(found, to, new_id(), time.time())
                 if len(incoming.message.content) > self._max_size:
@@ -201,7 +208,7 @@ class _Importer:
             why = f"larger than max_size, {self._max_size} bytes"
         for line in [f"{name}: {why}" for name in names] or [why]:
             self.refused += 1
-            print(f"gsmtpctl: {printable(line)}", file=sys.stderr)
+            self._shown.say(f"gsmtpctl: {printable(line)}")
 
 
 def _is_lost(outcome: object) -> bool:
@@ -221,15 +228,55 @@ def import_(options: argparse.Namespace) -> int:
     log.addHandler(logging.NullHandler())
     try:
         store.prepare()
-        log.addHandler(log_to_stderr())  # the store says there why it refuses a message
-        importer = _Importer(store, config)
-        try:
-            importer.run(options.sources, options.to)
-        finally:
-            print(f"imported {importer.imported} mails", file=sys.stderr)
+        with progress(_total(options.sources)) as shown:
+            log.addHandler(_Said(shown))  # the store says there why it refuses a message
+            importer = _Importer(store, config, shown)
+            try:
+                importer.run(options.sources, options.to)
+            finally:
+                shown.close()
+                print(f"imported {importer.imported} mails", file=sys.stderr)
     finally:
         store.close()
     return cli.EX_UNAVAILABLE if importer.refused else cli.EX_OK
+
+
+def _total(sources: Iterable[str]) -> float | None:
+    """About how many octets the files have. None where that is not known, or nobody sees it."""
+    if not is_watched():
+        return None
+    total = 0
+    for source in sources:
+        try:
+            if source == STANDARD:
+                total += os.fstat(sys.stdin.fileno()).st_size
+            elif os.path.isdir(source):
+                total += sum(_sizes(source))
+            else:
+                total += os.path.getsize(source)
+        except (OSError, ValueError):
+            return None
+    return total or None  # of a pipe
+
+
+def _sizes(folder: str) -> Iterator[int]:
+    """Of the files of a maildir, or of a directory."""
+    for name in ("", "new", "cur"):
+        with suppress(FileNotFoundError), os.scandir(os.path.join(folder, name)) as entries:
+            yield from (e.stat().st_size for e in entries if e.is_file(follow_symlinks=False))
+
+
+class _Said(logging.Handler):
+    """Has log lines said beside the bar, as what gsmtpctl says."""
+
+    def __init__(self, shown: Progress) -> None:
+        super().__init__()
+        self._shown = shown
+        self.setFormatter(logging.Formatter(_LOGGED))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say that line."""
+        self._shown.say(self.format(record))
 
 
 def check_mail_file(config: Config) -> None:
@@ -244,7 +291,7 @@ def check_mail_file(config: Config) -> None:
 def log_to_stderr() -> logging.Handler:
     """Has log lines said on stderr, as what gsmtpctl says."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gsmtpctl: %(message)s"))
+    handler.setFormatter(logging.Formatter(_LOGGED))
     return handler
 
 
@@ -254,3 +301,13 @@ def address(text: str) -> Mailbox:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no address; write one like you@example.com")
     return found
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser("import", help="store mail from files")
+    verb.add_argument("--to", metavar="ADDRESS", type=address,
+                         help="the recipient of mail that gsmtpd has not exported")  # fmt: skip
+    verb.add_argument("sources", metavar="SOURCE", nargs="+",
+                         help="an mbox, a maildir, .eml or a directory; - is stdin")  # fmt: skip
+    verb.set_defaults(run=import_)

@@ -1,4 +1,4 @@
-"""What does gsmtpctl show of stored mail, and how does that get into files?"""
+"""What does gsmtpctl show of stored mail?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from itertools import chain, count, islice
-from typing import BinaryIO
+from itertools import count as count_from
+from typing import Any, BinaryIO
 
 from gsmtpd import app, cli
-from gsmtpd.mailfiles import MailFileError, Writer, create_file, is_one_file, open_writer
+from gsmtpd.ctl_arguments import count, number
+from gsmtpd.mailfiles import create_file
 from gsmtpd.message.body import Attachment, attachment, read_body
 from gsmtpd.message.trace import parse_front
 from gsmtpd.storage.reader import (
     MailReader,
-    Selection,
     StoredAttachment,
     StoredMail,
     UnreadableError,
@@ -34,6 +34,30 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
+def add(verbs: Any) -> None:
+    """Add those that show mail to the commands."""
+    listing = verbs.add_parser("list", help="list the newest mails")
+    listing.add_argument("-n", metavar="N", dest="limit", type=count, default=20,
+                         help="how many (default: %(default)s)")  # fmt: skip
+    listing.set_defaults(run=list_)
+
+    show_ = verbs.add_parser("show", help="show one mail")
+    show_.add_argument("id", metavar="ID", type=count, help="its number in the list")
+    form = show_.add_mutually_exclusive_group()
+    form.add_argument("--raw", action="store_true", help="its bytes as stored, and nothing else")
+    form.add_argument("--headers", action="store_true", help="its header as the sender wrote it")
+    form.add_argument("--attachment", metavar="N", type=number,
+                      help="save attachment N, under its name in this directory")  # fmt: skip
+    show_.add_argument("-o", metavar="FILE", dest="output",
+                      help="where to save the attachment; - is stdout")  # fmt: skip
+    show_.set_defaults(run=show)
+
+    tail_ = verbs.add_parser("tail", help="list mails as they come in, until interrupted")
+    tail_.add_argument("-n", metavar="N", dest="limit", type=count, default=5,
+                       help="how many earlier ones first (default: %(default)s)")  # fmt: skip
+    tail_.set_defaults(run=tail)
 
 
 # ---- many --------------------------------------------------------------------------------------
@@ -143,9 +167,9 @@ def _show(
         _print_text(text)
     if attachments:
         print("\nAttachments:")
-    for number, each in enumerate(attachments, 1):
+    for place, each in enumerate(attachments, 1):
         kind, name = printable(each.content_type), printable(each.filename)
-        print(f"{number:3}  {kind:30}  {each.size:10}  {name}".rstrip())
+        print(f"{place:3}  {kind:30}  {each.size:10}  {name}".rstrip())
 
 
 def _print_text(text: str) -> None:
@@ -202,7 +226,7 @@ def _free_names(name: str) -> Iterator[str]:
     """`name`, then others like it: invoice.pdf, invoice-1.pdf, invoice-2.pdf …"""
     stem, dot, ending = name.rpartition(".")
     yield name
-    yield from (f"{stem}-{n}{dot}{ending}" if dot else f"{name}-{n}" for n in count(1))
+    yield from (f"{stem}-{n}{dot}{ending}" if dot else f"{name}-{n}" for n in count_from(1))
 
 
 _MAX_NAME = 200  # octets; file systems take 255
@@ -227,73 +251,7 @@ def safe_name(name: str, number: int, content_type: str) -> str:
     return stem.encode()[:room].decode("utf-8", "ignore") + dot + ending
 
 
-# ---- export ------------------------------------------------------------------------------------
-
-
-def export(options: argparse.Namespace) -> int:
-    """gsmtpctl export: returns the exit code."""
-    selection = Selection(options.to, options.domain, options.since, options.until, options.ids)
-    with closing(app.make_reader(cli.load(options.config))) as reader:
-        ids = _all(options.ids, reader.ids(selection)) if options.ids else reader.ids(selection)
-        first = list(islice(ids, 2))  # what is wrong shows now, before anything is made
-        if not first:
-            print("there is no such mail; nothing is written", file=sys.stderr)
-            return cli.EX_OK
-        if len(first) > 1 and is_one_file(options.format, options.destination):
-            raise cli.Stop(cli.EX_USAGE, f"{options.destination}: one file is for one mail only")
-        try:
-            exporter = _Exporter(reader, open_writer(options.format, options.destination))
-            exporter.run(chain(first, ids))
-        except MailFileError as error:
-            raise cli.Stop(cli.EX_CANTCREAT, str(error)) from error
-    return cli.EX_UNAVAILABLE if exporter.lost else cli.EX_OK
-
-
-def _all(wanted: Iterable[int], found: Iterable[int]) -> Iterator[int]:
-    """`found`, if that is all that was wanted. Raises Stop."""
-    ids = list(found)
-    for mail_id in wanted:
-        if mail_id not in ids:
-            raise cli.Stop(cli.EX_UNAVAILABLE, f"no such mail {mail_id}; nothing is written")
-    return iter(ids)
-
-
-class _Exporter:
-    """Writes mail, and counts it."""
-
-    def __init__(self, reader: MailReader, writer: Writer) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._written = 0
-        self.lost = 0
-
-    def run(self, ids: Iterable[int]) -> None:
-        """Write those mails. Raises StoreError, MailFileError or OSError, which end it."""
-        try:
-            for mail_id in ids:
-                try:
-                    self._write(mail_id)
-                except UnreadableError as error:
-                    self.lost += 1
-                    print(f"gsmtpctl: {error}", file=sys.stderr)
-            self._writer.close()
-        finally:
-            left = f"; {self.lost} could not be read" if self.lost else ""
-            print(f"exported {self._written} mails{left}", file=sys.stderr)
-
-    def _write(self, mail_id: int) -> None:
-        found = self._reader.mail(mail_id)
-        if found is not None:  # it may have been deleted meanwhile
-            mail, octets = found
-            self._writer.add(mail_id, octets, mail.return_path, _unix_time(mail.date))
-            self._written += 1
-
-
-def _unix_time(date: str) -> float:
-    try:
-        return datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return time.time()  # an old table may have none
+# ---- arguments ---------------------------------------------------------------------------------
 
 
 def moment(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from gsmtpd import cli
 from gsmtpd.app_store import make_matcher
 from gsmtpd.config import Config
+from gsmtpd.ctl_arguments import count
 from gsmtpd.ctl_mail import printable
 from gsmtpd.storage.outbox import DEAD, Chosen, Entry, Outbox, Session
 from gsmtpd.storage.reader import StoredMail
@@ -151,3 +152,31 @@ def _until(seconds: float) -> str:
     if seconds >= 5400:
         return f"in {seconds / 3600:.0f} h"
     return f"in {seconds / 60:.0f} min" if seconds >= 90 else f"in {seconds:.0f} s"
+
+
+def add(verbs: Any) -> None:
+    """Add both to the commands."""
+    outbox = verbs.add_parser("outbox", help="look after what handlers have still to do")
+    inner = outbox.add_subparsers(dest="outbox_verb", metavar="COMMAND", required=True)
+    listing = inner.add_parser("list", help="list it, the oldest first")
+    listing.add_argument("-n", metavar="N", dest="limit", type=count, default=50,
+                         help="how much at most (default: %(default)s)")  # fmt: skip
+    listing.add_argument("--dead", action="store_true", help="only what was given up")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.add_argument("--handler", metavar="NAME", help="only that handler's")
+    listing.set_defaults(run=list_)
+    for name, run, what in (
+        ("retry", retry, "have it handed over again, at once"),
+        ("drop", drop, "delete it; the mail stays"),
+    ):
+        verb = inner.add_parser(name, help=what)
+        which = verb.add_mutually_exclusive_group(required=True)
+        which.add_argument("ids", metavar="ID", nargs="*", type=count, default=[],
+                           help="its number in the list")  # fmt: skip
+        which.add_argument("--all", action="store_true", help="all that was given up")
+        verb.add_argument("--handler", metavar="NAME", help="only that handler's")
+        verb.set_defaults(run=run)
+    again = verbs.add_parser("replay", help="have handlers act once more on stored mail")
+    again.add_argument("--handler", metavar="NAME", help="that one alone, whatever it matches")
+    again.add_argument("ids", metavar="ID", nargs="+", type=count, help="its number in the list")
+    again.set_defaults(run=replay)

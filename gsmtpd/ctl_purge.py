@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from gsmtpd import app, cli
 from gsmtpd.config_checks import ValidateError, duration
 from gsmtpd.config_checks import domain as checked_domain
+from gsmtpd.progress import progress
 from gsmtpd.storage.retention import Times
 
 _LEAST, _MOST = "0s", "3650d"
@@ -27,7 +29,11 @@ def purge(options: argparse.Namespace) -> int:
     else:
         times = Times(options.age)
     cli.become_owner(config)
-    rows = app.purge(config, times, options.dry_run)
+    done = "found" if options.dry_run else "deleted"
+    with progress(1.0) as shown:
+        rows = app.purge(
+            config, times, options.dry_run, lambda n, share: shown.at(share, f"{done} {n} mails")
+        )
     print(f"{'would delete' if options.dry_run else 'deleted'} {rows} mails")
     return cli.EX_OK
 
@@ -46,3 +52,15 @@ def domain(text: str) -> str:
         return checked_domain(text)
     except ValidateError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser("purge", help="delete old mail now, as keep says or an age")
+    verb.add_argument("--older-than", metavar="AGE", dest="age", type=age,
+                       help="mail older than that, as 12h or 30d, whatever keep says")  # fmt: skip
+    verb.add_argument("--domain", metavar="NAME", dest="domains", action="append",
+                       type=domain,
+                       help="with an age: only mail for that domain; may come again")  # fmt: skip
+    verb.add_argument("--dry-run", action="store_true", help="only say how much that is")
+    verb.set_defaults(run=purge)

@@ -185,3 +185,14 @@ def _recipients(event: Event) -> str:
     named = str(event["to"])
     more = event.get("recipients", 1) - named.count(",") - 1
     return f"{named} and {more} more" if more > 0 else named
+
+
+def add(verbs: Any) -> None:
+    """Add it to the commands."""
+    verb = verbs.add_parser("why", help="say what became of mail from or to an address")
+    verb.add_argument("-n", metavar="N", dest="limit", type=limit, default=20,
+                     help="how many events at most (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="as JSON, for programs")
+    verb.add_argument("address", metavar="ADDRESS", type=address,
+                     help="of a recipient or a sender, or the IP address of a client")  # fmt: skip
+    verb.set_defaults(run=why)

@@ -99,16 +99,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
-    "ctl_mail": RUNNING | {"cli", "mailfiles"},
-    "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail"},
-    "ctl_outbox": RUNNING | {"cli", "ctl_mail"},
+    "ctl_words": set(),
+    "progress": set(),
+    "ctl_arguments": RUNNING | {"cli"},
+    "ctl_status_text": {"ctl_words"},
+    "ctl_status": RUNNING | {"cli", "ctl_arguments", "ctl_status_text"},
+    "ctl_mail": RUNNING | {"cli", "mailfiles", "ctl_arguments"},
+    "ctl_export": RUNNING | {"cli", "mailfiles", "ctl_arguments", "ctl_mail", "progress"},
+    "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail", "progress"},
+    "ctl_outbox": RUNNING | {"cli", "ctl_arguments", "ctl_mail"},
     "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
-    "ctl_purge": RUNNING | {"cli", "config_checks"},
+    "ctl_purge": RUNNING | {"cli", "config_checks", "progress"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
-    | {"cli", "mailfiles", "ctl_check", "ctl_feed", "ctl_mail", "ctl_import", "ctl_outbox"}
-    | {"ctl_purge", "ctl_why"},
+    | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
+    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_why", "progress"},
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
@@ -116,8 +122,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 KNOW_CONFIG = {
-    "cli", "ctl", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge", "ctl_why",
-    "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
+    "cli", "ctl", "ctl_arguments", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge",
+    "ctl_status", "ctl_why", "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

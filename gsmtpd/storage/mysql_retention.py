@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pymysql
 
 from gsmtpd.storage.mysql_connection import RETRY, Database, code_of, store_error
 from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
-from gsmtpd.storage.retention import Retention, Times, patient, purge
+from gsmtpd.storage.retention import OnProgress, Retention, Times, patient, purge
 from gsmtpd.storage.shelf import Found
 from gsmtpd.storage.upkeep import Chore
 
@@ -27,7 +25,7 @@ def purge_mysql(
     database: Database,
     times: Times,
     dry: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: OnProgress = lambda rows, share: None,
 ) -> int:
     """Delete mail that is older than `times` say, once; see `purge`. Raises StoreError."""
     link = Link(database)

@@ -47,6 +47,9 @@ def _second(date: str) -> float:
     return calendar.timegm(time.strptime(date[:19], "%Y-%m-%d %H:%M:%S"))
 
 
+OnProgress = Callable[[int, float], None]
+
+
 class Times:
     """How long mail is kept, in seconds, None for ever: `default`, and domains of other times."""
 
@@ -199,6 +202,18 @@ class Sweep:
         self.due = now
         return done
 
+    def share(self, first: str | None) -> float:
+        """How much of this way is gone, by the dates of mail. first: the oldest there was."""
+        if first is None or not self.is_under_way:
+            return 1.0
+        began = _second(first)
+        spent = _second(self._mark.date) - began if self._mark != BEGINNING else 0.0
+        return min(max(spent / max(self._until - began, 1.0), 0.0), 1.0)
+
+    def first(self, shelf: Shelf) -> str | None:
+        """The date of the oldest mail that is due, None where there is none."""
+        return shelf.first(self._before)
+
     def end(self, shelf: Shelf, now: float, grace: float = 0.0) -> None:
         """Sleep until more can be due."""
         if self._whole_began is not None:
@@ -291,22 +306,23 @@ def purge(
     shelf: Shelf,
     times: Times,
     dry: bool,
-    progress: Callable[[int], None],
+    progress: OnProgress,
     is_busy: Callable[[Exception], bool],
 ) -> int:
     """Delete mail that is older than `times` say, once, and say how many rows that was.
 
     In the same small steps as the daemon, beside which it may run. dry: only count. progress:
-    called with the rows so far, behind each step. is_busy: whether an error of the shelf's says
-    that somebody else is in the way, so that it may go well a moment later. Raises StoreError,
-    and the shelf's errors.
+    called behind each step with the rows so far, and how much of all is done, 1 for all. is_busy:
+    whether an error of the shelf's says that somebody else is in the way, so that it may go well
+    a moment later. Raises StoreError, and the shelf's errors.
     """
     if times.by_domain and not shelf.has_recipient:
         raise StoreError("the table has no column `recipient`, so that no domain's mail is known")
     deleted = 0
-    for keep in times.distinct:
+    for number, keep in enumerate(times.distinct):
         sweep = Sweep(keep, times)
         sweep.begin(time.time())
+        first = sweep.first(shelf)
         pace = Pace(shelf.step_seconds)
         while sweep.is_under_way:
             began = time.perf_counter()
@@ -315,7 +331,7 @@ def purge(
             pace.took(done.deleted, done.seconds)
             pace.feel(shelf)
             deleted += done.deleted
-            progress(deleted)
+            progress(deleted, (number + sweep.share(first)) / len(times.distinct))
             if not dry and sweep.is_under_way:
                 time.sleep(pace.rest(time.perf_counter() - began))
     return deleted

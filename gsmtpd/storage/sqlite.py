@@ -43,23 +43,28 @@ _COUNT = (
     " WHERE setting_name = 'received_emails'"
 )
 
+# Called behind each statement that makes tables: how many are done, and how many there are.
+OnProgress = Callable[[int, int], None]
 
-def connect(path: str, durable: bool = True) -> sqlite3.Connection:
+
+def connect(
+    path: str, durable: bool = True, progress: OnProgress = lambda done, of: None
+) -> sqlite3.Connection:
     """A connection to the mail file at `path`, made with its tables where it is missing.
 
-    durable: sync at each commit. Raises StoreError with a clear line.
+    durable: sync at each commit. progress: see OnProgress. Raises StoreError with a clear line.
     """
     try:
         connection = open_wal(path, _BUSY_TIMEOUT)
         # NORMAL does not sync the WAL on commit: a power cut can take acknowledged mail.
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        _make_tables(connection)
+        _make_tables(connection, progress)
         return connection
     except (sqlite3.Error, OSError) as error:
         raise store_error(path, error) from error
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _make_tables(connection: sqlite3.Connection, progress: OnProgress) -> None:
     """Make the tables that are missing: all of a new file, in an older one what came since."""
     made = statements("sqlite")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -67,8 +72,9 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         return
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for statement in made:
+        for done, statement in enumerate(made, 1):
             connection.execute(statement)
+            progress(done, len(made))
         connection.execute(f"PRAGMA user_version={len(made)}")
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
@@ -85,9 +91,12 @@ def _has_all(connection: sqlite3.Connection) -> bool:
     return found == len(names)
 
 
-def make(path: str) -> None:
-    """Make the mail file where it is missing, and see that it can be written. Raises StoreError."""
-    connect(path).close()
+def make(path: str, progress: OnProgress = lambda done, of: None) -> None:
+    """Make the mail file where it is missing, and see that it can be written. Raises StoreError.
+
+    progress: see OnProgress.
+    """
+    connect(path, progress=progress).close()
     if not _writable(path):  # SQLite opens it for reading then, and says so at the first mail
         raise store_error(path, PermissionError())
 

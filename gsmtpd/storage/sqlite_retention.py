@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 
 from gsmtpd.complaints import Complaints
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.retention import Retention, Times, patient, purge
+from gsmtpd.storage.retention import OnProgress, Retention, Times, patient, purge
 from gsmtpd.storage.shelf import Found
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
 from gsmtpd.storage.upkeep import AFTER_TROUBLE, Chore
@@ -24,7 +23,7 @@ def purge_sqlite(
     path: str,
     times: Times,
     dry: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: OnProgress = lambda rows, share: None,
 ) -> int:
     """Delete mail that is older than `times` say, once; see `purge`. Raises StoreError."""
     shelf = SQLiteShelf(path)

@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gsmtpd.config import SPEC
 from gsmtpd.control import ControlError, ask, ask_to_stop
-from gsmtpd.ctl import _said
+from gsmtpd.ctl_status_text import said as said_of
 from tests.accounting import Client, count, send, stuffed, table_of, with_token
 from tests.functional.test_daemon import STOP, Daemon, alive, gsmtpd
-from tests.servers import Gsmtpd, environment, free_port, wait_for
+from tests.servers import Gsmtpd, MariaDB, environment, free_port, mysql_store, wait_for
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -53,7 +54,7 @@ def ctl(server: Gsmtpd, *arguments: str, before: str = "") -> subprocess.Complet
     )
 
 
-def status(server: Gsmtpd) -> dict[str, object]:
+def status(server: Gsmtpd) -> dict[str, Any]:
     return ask(str(server.path / "control"), "status", 10)
 
 
@@ -100,19 +101,88 @@ def test_status_for_people(running: Gsmtpd) -> None:
     assert f"Listening:  127.0.0.1:{running.port} (mx)" in done.stdout
     for worker in running.workers:
         assert re.search(rf"^Worker: +{worker}, serving, ", done.stdout, re.MULTILINE)
-    assert re.search(r"^Clients: +0 of 1000$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Clients: +0 of 1000, \d+ sessions so far$", done.stdout, re.MULTILINE)
     assert re.search(
         r"^Messages: +\d+ accepted \(\d+ bytes\), \d+ refused, 0 discarded$", done.stdout, re.M
     )
-    assert (
-        "Sent away:  0 (max_clients), 0 (max_clients_per_ip), 0 (deny)\nOverload:   none\n"
-    ) in done.stdout
+    assert "Sent away:  0 (max_clients), 0 (max_clients_per_ip), 0 (deny)\n" in done.stdout
+    assert "Overload:   none\n" in done.stdout
     assert re.search(r"^Spool: +off\nReload: +none yet$", done.stdout, re.MULTILINE)
+    database = rf"Database: +{re.escape(str(running.mail_db))}, answers in .* ms, 3\.\d+"
+    assert re.search(database, done.stdout.replace("\n            ", " "))
+    assert "            journal_mode = wal, synchronous = FULL\n" in done.stdout
+    assert len(done.stdout.splitlines()) <= 30
+
+
+def test_status_says_how_it_went_lately(running: Gsmtpd) -> None:
+    send(running.address, *(with_token() for _ in range(3)))
+    with Client(running.address) as client:
+        assert client.hello().deliver(with_token(recipients=["x@example.net"])).code == 550
+    wait_for(lambda: "Refusals:   relay " in ctl(running, "status").stdout)
+    wait_for(lambda: " in the median, 95 % within " in ctl(running, "status").stdout)
+    shown = ctl(running, "status").stdout
+    (head,) = (line for line in shown.splitlines() if line.startswith("A second: "))
+    assert head.split()[2:] == [
+        "accepted",
+        "refused",
+        "discarded",
+        "received",
+        "sessions",
+        "commits",
+    ]
+    lately = [line.split() for line in shown.splitlines() if re.match(r"  (10 s|[15] min) ", line)]
+    assert [[*line[:2]] for line in lately] == [["10", "s"], ["1", "min"], ["5", "min"]]
+    assert all(float(line[2]) > 0 for line in lately[1:])
+    assert max(map(len, shown.splitlines())) < 80 + len(str(running.path))
+
+
+def test_an_older_server_is_understood(running: Gsmtpd) -> None:
+    """An upgrade leaves it running where its new configuration has a mistake."""
+    new = {
+        "rates", "commit", "queue", "memory", "max_memory", "reasons", "sessions_total", "spooled",
+        "duplicates", "outbox", "rss",
+    }  # fmt: skip
+    old = {name: value for name, value in status(running).items() if name not in new}
+    for worker in old["workers"]:
+        worker.pop("rss", None)
+        worker.pop("role")
+    lines_ = [*said_of(old)]
+    assert lines_[0].startswith("gsmtpd ")
+    assert "Clients:    0 of 1000" in lines_
+
+
+def test_many_workers_leave_room(running: Gsmtpd) -> None:
+    now = status(running)
+    now["workers"] = now["workers"] * 20
+    shown = [line for line in said_of(now) if "clients: " in line]
+    assert len(shown) == 6
+    assert shown[-1].startswith("            and 35 more, clients: 0, accepted: ")
+
+
+def test_a_database_that_does_not_answer(mariadb: MariaDB) -> None:
+    """The status says so at once, and for programs, too."""
+    mariadb.create_database("gone")
+    settings = mysql_store(mariadb, "gone")
+    settings["store"]["mysql"]["host"] = f"{mariadb.socket}, 127.0.0.1:{free_port()}"
+    server = Gsmtpd(settings)
+    server.ctl("init-db", "--apply")
+    with server, socket.create_server(("127.0.0.1", 0)) as mute:
+        now = server.status()["database"]
+        assert [host["answers"] for host in now] == [True, False]
+        assert now[0]["version"].startswith("1")
+        assert now[0]["settings"]["innodb_flush_log_at_trx_commit"] == "0"
+        assert now[0]["risks"] == ["innodb_flush_log_at_trx_commit is 0, not 1"]
+        assert "cannot connect" in now[1]["problem"]
+        settings["store"]["mysql"]["host"] = f"127.0.0.1:{mute.getsockname()[1]}"
+        server.configure(settings)  # the running one keeps its own
+        shown = server.ctl("status")
+    assert "RISK: " not in shown
+    assert re.search(r"Database: +127.0.0.1:\d+\n +does not answer: ", shown)
 
 
 def test_who_was_sent_away_and_why(running: Gsmtpd) -> None:
     trouble = {"overload": ["max_memory", "file descriptors"], "crowded": 7, "denied": 12}
-    said = [*_said(status(running) | trouble | {"spool": None})]
+    said = [*said_of(status(running) | trouble | {"spool": None})]
     assert "Sent away:  0 (max_clients), 7 (max_clients_per_ip), 12 (deny)" in said
     assert "Overload:   max_memory, file descriptors" in said
 

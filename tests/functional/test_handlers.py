@@ -348,6 +348,9 @@ def test_status_and_dump(kept: Acting) -> None:
     said = daemon.ctl("status")
     assert f"Handlers:   {pid}, serving, " in said
     assert f"Handled:    {status['handled']} mails; " in said
+    waiting = status["outbox"]["counts"]
+    assert all(each["state"] == "dead" for each in waiting)
+    assert f"Outbox:     {'' if waiting else 'empty'}" in said
     found = daemon.dump()
     wait_for(lambda: f"worker {pid}: handler shout: idle" in daemon.log.read_text())
     assert "thread MainThread" in found

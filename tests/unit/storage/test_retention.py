@@ -578,12 +578,12 @@ def test_purge_deletes_what_is_older(place: Place) -> None:
     young = place.insert(time.time() - HOUR + 60, attached=1)
     for n in range(450):
         place.insert(time.time() - HOUR - 60 - n % 7)
-    seen: list[int] = []
-    assert place.purge(Times(HOUR), dry=True, progress=seen.append) == 450
+    seen: list[tuple[int, float]] = []
+    assert place.purge(Times(HOUR), dry=True, progress=lambda *far: seen.append(far)) == 450
     assert len(place.ids()) == 451
-    assert place.purge(Times(HOUR), progress=seen.append) == 450
+    assert place.purge(Times(HOUR), progress=lambda *far: seen.append(far)) == 450
     assert place.ids() == {young}
-    assert seen[-1] == 450
+    assert seen[-1] == (450, 1.0)
     assert place.purge(Times(HOUR)) == 0
 
 

@@ -1,0 +1,38 @@
+"""What do the arguments mean that several commands of gsmtpctl take?"""
+
+from __future__ import annotations
+
+import argparse
+
+from gsmtpd import cli
+from gsmtpd.config import ConfigError
+from gsmtpd.config import control_socket as configured
+from gsmtpd.control import ControlError
+
+
+def count(text: str) -> int:
+    """A number of the command line, 0 or more. Raises argparse.ArgumentTypeError."""
+    if text.isascii() and text.isdigit() and int(text) < 2**63:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+
+
+def number(text: str) -> int:
+    """Which one of several, counted from 1. Raises argparse.ArgumentTypeError."""
+    if which := count(text):
+        return which
+    raise argparse.ArgumentTypeError("the first has the number 1")
+
+
+def control_socket(options: argparse.Namespace) -> str:
+    """Where the running gsmtpd is asked; its configuration may have been broken meanwhile.
+
+    Raises Stop, and ControlError where there is none.
+    """
+    try:
+        path = configured(options.config)
+    except ConfigError as error:
+        raise cli.Stop(cli.EX_CONFIG, str(error)) from error
+    if not path:
+        raise ControlError("[server] control_socket is empty, so no running gsmtpd can be asked")
+    return path
