@@ -89,7 +89,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_hooks": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
     "app_handlers": BUILDING | {"app_store", "app_mysql"},
-    "app_status": BUILDING | {"__init__", "app_store", "control", "history", "status"},
+    "app_status": BUILDING
+    | {"__init__", "app_handlers", "app_store", "control", "history", "status"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints", "history", "status"},

@@ -9,7 +9,7 @@ from aiohttp import web
 from gsmtpd.status.access import PAUSE, Door
 from gsmtpd.status.answers import Handler, explain, sorry
 from gsmtpd.status.arriving import Arrivals
-from gsmtpd.status.facts import Facts
+from gsmtpd.status.facts import Facts, Known
 from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
@@ -49,9 +49,10 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
 
     app.on_response_prepare.append(prepare)
     app.on_cleanup.append(close)
+    known = Known(parts)
     for part in (
-        Health(parts, readers),
-        Facts(parts),
+        Health(known, readers),
+        Facts(parts, known),
         Live(parts.history, ending),
         Waiting(readers, arrivals),
         Mails(readers),

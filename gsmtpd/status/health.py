@@ -8,7 +8,7 @@ import time
 from aiohttp import web
 
 from gsmtpd.control import ControlError
-from gsmtpd.status.parts import Parts
+from gsmtpd.status.facts import Known
 from gsmtpd.status.readers import Readers
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
@@ -20,8 +20,8 @@ _HOLDS = 0.5  # seconds that an answer is given again: anybody may ask
 class Health:
     """/healthz and /readyz."""
 
-    def __init__(self, parts: Parts, readers: Readers) -> None:
-        self._parts = parts
+    def __init__(self, known: Known, readers: Readers) -> None:
+        self._known = known
         self._readers = readers
         self._trouble = ""
         self._looked_at = float("-inf")  # monotonic seconds
@@ -47,21 +47,18 @@ class Health:
     async def _look(self) -> str:
         """What keeps us from storing mail, "" if nothing does."""
         try:
-            workers = asyncio.to_thread(self._serving)
-            found = await asyncio.wait_for(
-                asyncio.gather(self._readers.ask(_ping), workers), _WITHIN
-            )
+            both = asyncio.gather(self._readers.ask(_ping), self._known.master())
+            _, status = await asyncio.wait_for(both, _WITHIN)
         except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 had two; the library is older
             return f"database: no answer within {_WITHIN:g} s"
         except StoreError as error:
             return f"database: {error}"
         except ControlError as error:
             return f"master: {error}"
-        return "" if found[1] else "no worker process serves SMTP clients"
-
-    def _serving(self) -> bool:
-        workers = self._parts.ask_master("status", "")["workers"]
-        return any(each["role"] == "smtp" and each["state"] == "serving" for each in workers)
+        for each in status["workers"]:
+            if each["role"] == "smtp" and each["state"] == "serving":
+                return ""
+        return "no worker process serves SMTP clients"
 
 
 def _ping(finder: Finder) -> None:

@@ -35,7 +35,7 @@ _WANTED = {
     "since": parameters.moment,
     "until": parameters.moment,
 }
-_LIST = _WANTED | {"limit": parameters.number(1, MAX_LIMIT), "before": parameters.text}
+_LIST = _WANTED | {"limit": parameters.number(1, MAX_LIMIT), "before": parameters.cursor}
 
 
 class Mails:

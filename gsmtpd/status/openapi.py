@@ -15,6 +15,7 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SAID: Schema = {"type": "string", "minLength": 1, "maxLength": parameters.MAX_TEXT}
+_CURSOR: Schema = _SAID | {"maxLength": parameters.MAX_CURSOR}
 _MOMENT = _SAID | {"description": "UTC, as 2026-11-22 or 2026-11-22T09:30:00Z"}
 
 
@@ -140,20 +141,20 @@ _LIST = [
     _query("since", _MOMENT, "the first moment that counts"),
     _query("until", _MOMENT, "the first moment that does not"),
     _query("limit", _number(1, MAX_LIMIT, LIMIT), "mails of a page, at most"),
-    _query("before", _SAID, "`next` of the page before"),
+    _query("before", _CURSOR, "`next` of the page before"),
 ]
 _TIMEOUT = {"type": "number", "minimum": 0, "maximum": waiting.MAX_TIMEOUT, "default": 30}
 _WAIT = [
     _query("to", _SAID, _TO, needed=True),
     _query(
-        "after", _SAID, "`cursor` of the answer before; without it the first mail that is stored"
+        "after", _CURSOR, "`cursor` of the answer before; without it the first mail that is stored"
     ),
     _query("timeout", _TIMEOUT, "seconds to wait, if there is none yet"),
 ]
 _STREAM = [
     _query("to", _SAID, _TO),
     _query("domain", _SAID, "of the recipient or of the mailbox"),
-    _query("after", _SAID, "the id of an event; as Last-Event-ID"),
+    _query("after", _CURSOR, "the id of an event; as Last-Event-ID"),
 ]
 _HISTORY = [
     _query("seconds", _number(1, 3600, 3600), "how far back"),

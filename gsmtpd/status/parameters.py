@@ -11,7 +11,8 @@ from aiohttp import web
 
 from gsmtpd.status.answers import WrongError
 
-MAX_TEXT = 1000  # characters of a parameter
+MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section 4.5.3.1)
+MAX_CURSOR = 2000  # of a cursor
 MAX_ID = (1 << 63) - 1
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
@@ -30,8 +31,6 @@ def parameters(request: web.Request, known: Mapping[str, Check]) -> dict[str, An
             raise WrongError(f"unknown parameter {name[:40]!r}; {takes}")
         if name in found:
             raise WrongError(f"{name} is there twice; say it once")
-        if len(text) > MAX_TEXT:
-            raise WrongError(f"{name} is too long; say {MAX_TEXT} characters at most")
         try:
             text.encode()
             found[name] = known[name](text)
@@ -53,6 +52,15 @@ def text(value: str) -> str:
     """Some text."""
     if not value or "\0" in value:
         raise ValueError("say some text, or leave the parameter out")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"say {MAX_TEXT} characters at most")
+    return value
+
+
+def cursor(value: str) -> str:
+    """Where something goes on: what an answer has said."""
+    if not value or len(value) > MAX_CURSOR:
+        raise ValueError("give it back as it came, or leave it out")
     return value
 
 

@@ -15,8 +15,9 @@ class Parts(NamedTuple):
 
     password: "" for none. hosts: names and addresses that are listened on. open_finder: makes what
     asks the store, for one thread; raises StoreError. ask_master: its answer to a command that is
-    about something, or about ""; raises ControlError. stored: the eventfd that is written behind
-    each COMMIT.
+    about something, or about ""; raises ControlError. database: what each host of the database says
+    of itself. waiting: the "spool" and the "outbox" of a status. stored: the eventfd that is
+    written behind each COMMIT.
     """
 
     version: str
@@ -24,6 +25,8 @@ class Parts(NamedTuple):
     hosts: tuple[str, ...]
     open_finder: Callable[[], Finder]
     ask_master: Callable[[str, str], dict[str, Any]]
+    database: Callable[[], list[dict[str, Any]]]
+    waiting: Callable[[], dict[str, Any]]
     counters: Counters
     history: History
     stored: int

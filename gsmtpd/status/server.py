@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 2000
 HEAD_WITHIN = 10.0  # seconds that a new connection has to send its first request
+MAX_LINE = 65536  # octets of a request's first line: nine texts in UTF-8, each octet as %41
 KEEP_ALIVE = 30.0  # seconds that a connection may rest between requests
 SEND_WITHIN = 60_000  # milliseconds that a client may take none of what we send
 BEAT = 1.0  # seconds
@@ -153,7 +154,9 @@ class StatusServer:
 
     async def _begin(self) -> None:
         app = self._make(self._ending)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_ALIVE)
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEP_ALIVE, max_line_size=MAX_LINE
+        )
         await self._runner.setup()
         assert self._runner.server is not None
         guests = Guests(self._runner.server)

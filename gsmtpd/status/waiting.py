@@ -27,12 +27,12 @@ TIMEOUT, MAX_TIMEOUT = 30.0, 300.0  # seconds
 
 def _cursor(text: str) -> Cursor:
     """Where a wait goes on."""
-    return parse(text)
+    return parse(parameters.cursor(text))
 
 
 def _place(text: str) -> str:
     """Where a stream goes on."""
-    parse_place(text)
+    parse_place(parameters.cursor(text))
     return text
 
 
