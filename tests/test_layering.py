@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": {"maillog"},
     "recent": set(),
     "server": DEPARTMENTS,
+    "status": PROTOCOL,
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
