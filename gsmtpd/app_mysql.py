@@ -14,12 +14,13 @@ from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
 from gsmtpd.message.row import RowMaker
 from gsmtpd.storage import mysql, mysql_schema
-from gsmtpd.storage.base import OnOwed
+from gsmtpd.storage.base import OnStored
 from gsmtpd.storage.counter import counter_chore
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mysql_connection import Database, Host
 from gsmtpd.storage.mysql_hosts import OnAway
 from gsmtpd.storage.mysql_link import Link
-from gsmtpd.storage.mysql_retention import mysql_chore, purge_mysql
+from gsmtpd.storage.mysql_retention import erase_mysql, mysql_chore, purge_mysql
 from gsmtpd.storage.partitions import clause, partitions_chore
 from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.retention import Times
@@ -48,6 +49,13 @@ def open_reader(config: Config, bodies: Bodies | None) -> MailReader:
     return mysql.open_reader(make_database(config), bodies)
 
 
+def open_finder(config: Config, bodies: Bodies | None) -> Finder:
+    """What finds mail in the mail table. Raises StoreError."""
+    database = make_database(config)
+    reader = mysql.open_reader(database, bodies)
+    return Finder(reader, lambda row: erase_mysql(database, row))
+
+
 def schema(config: Config) -> list[str]:
     """The SQL statements that make the tables."""
     chosen = config.store.mysql
@@ -68,9 +76,9 @@ def make_store(
     on_capacity: mysql.OnCapacity,
     warn: bool,
     on_away: OnAway,
-    on_owed: OnOwed,
+    on_stored: OnStored,
 ) -> mysql.MySQLStore:
-    """The configured database, not connected yet. on_capacity … on_owed: see MySQLStore."""
+    """The configured database, not connected yet. on_capacity … on_stored: see MySQLStore."""
     return mysql.MySQLStore(
         make_database(config),
         rows,
@@ -80,11 +88,11 @@ def make_store(
         on_capacity,
         query_threads(config),
         on_away,
-        on_owed=on_owed,
+        on_stored=on_stored,
     )
 
 
-def make_draining_store(config: Config, rows: RowMaker, on_owed: OnOwed) -> mysql.MySQLStore:
+def make_draining_store(config: Config, rows: RowMaker, on_stored: OnStored) -> mysql.MySQLStore:
     """The database for what empties the spool.
 
     On one connection with a lock: when that is had, the COMMIT of a worker that was killed while
@@ -98,7 +106,7 @@ def make_draining_store(config: Config, rows: RowMaker, on_owed: OnOwed) -> mysq
         warn=False,
         strict=config.store.durability == "strict",
         lock=f"gsmtpd spool {hashlib.sha256(spool.encode()).hexdigest()[:40]}",
-        on_owed=on_owed,
+        on_stored=on_stored,
     )
 
 

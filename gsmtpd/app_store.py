@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from gsmtpd.config import Config
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.storage import spool_file, sqlite
-from gsmtpd.storage.base import OnOwed, Store, StoreError
+from gsmtpd.storage.base import OnStored, Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import Bodies, MailReader
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.sqlite_retention import erase_sqlite
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.matching import Matcher
@@ -39,6 +41,19 @@ def make_reader(config: Config) -> MailReader:
 
         return app_mysql.open_reader(config, make_bodies(config))
     raise StoreError("[store] backend = null keeps no mail; there is nothing to read")
+
+
+def make_finder(config: Config) -> Finder:
+    """What finds mail in the configured store, for one thread. Raises StoreError."""
+    if config.store.backend == "mysql":
+        from gsmtpd import app_mysql
+
+        return app_mysql.open_finder(config, make_bodies(config))
+    if config.store.backend != "sqlite":
+        raise StoreError("[store] backend = null keeps no mail; there is nothing to find")
+    path = config.store.sqlite.path
+    reader = sqlite.open_reader(path, make_bodies(config))
+    return Finder(reader, lambda row: erase_sqlite(path, row))
 
 
 def make_bodies(config: Config) -> Bodies | None:
@@ -143,7 +158,7 @@ def make_database_store(
     on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     on_away: OnAway = lambda bits: None,
-    on_owed: OnOwed = lambda: None,
+    on_stored: OnStored = lambda owed: None,
     handled: bool = True,
 ) -> sqlite.SQLiteStore | MySQLStore | None:
     """The configured database alone, not connected yet; None for null.
@@ -154,19 +169,19 @@ def make_database_store(
     rows = _row_maker(config, handled)
     durable = chosen.durability == "strict"
     if chosen.backend == "sqlite":
-        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable, on_owed)
+        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable, on_stored)
     if chosen.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.make_store(config, rows, on_capacity, warn, on_away, on_owed)
+        return app_mysql.make_store(config, rows, on_capacity, warn, on_away, on_stored)
     return None
 
 
-def make_draining_store(config: Config, on_owed: OnOwed) -> MySQLStore:
+def make_draining_store(config: Config, on_stored: OnStored) -> MySQLStore:
     """The database for what empties the spool."""
     from gsmtpd import app_mysql
 
-    return app_mysql.make_draining_store(config, _row_maker(config), on_owed)
+    return app_mysql.make_draining_store(config, _row_maker(config), on_stored)
 
 
 def with_more(

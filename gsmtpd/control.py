@@ -1,6 +1,7 @@
 """How is a running gsmtpd asked? A line of JSON each way over a Unix socket of mode 0600.
 
-A request is `{"command": "status"}`, "reload" or "stop", or `{"command": "why", "about": ADDRESS}`.
+A request is `{"command": "status"}`, "reload" or "stop", or `{"command": "why", "about": ADDRESS}`,
+or "history" about "SECONDS STEP".
 The answer comes when there is something to say; where the server ends first, the connection ends
 with it.
 """

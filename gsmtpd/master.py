@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gsmtpd import __version__, app, worker
+from gsmtpd import __version__, app, telling, worker
 from gsmtpd.config import Config
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.maillog import timestamp
-from gsmtpd.metrics import BITS, Counter, Overload
+from gsmtpd.metrics import Counter, Overload
 from gsmtpd.next_setup import NotReloadedError, read_anew, renewed
 from gsmtpd.policy.lists import ListError
 from gsmtpd.recent import Recent
@@ -98,6 +98,11 @@ class Master:
         self._signals = SignalQueue(_SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came early comes now
+        self._told: dict[str, Callable[[str], dict[str, Any]]] = {
+            "status": lambda about: self.status(),
+            "why": self._why,
+            "history": lambda about: telling.history(self._workers.history, about),
+        }
         self._control = self._open_control()
         self._workers = Workers(
             setup, self._selector, self._in_child, self._all_ready, self._all_left, self._failed
@@ -142,6 +147,8 @@ class Master:
     def _say_listening(self) -> None:
         where = ", ".join(map(str, self._current.listeners))
         _log.info("listening on %s; worker processes: %d", where, self._current.processes)
+        if self._current.status:
+            _log.info("status on %s", ", ".join(f"http://{each}/" for each in self._current.status))
 
     def _tick(self, now: float) -> None:
         self._workers.tick(now)
@@ -186,6 +193,7 @@ class Master:
         for other in self._setups():
             if other is not setup:
                 close_listeners(other.listeners, but=setup.listeners)
+                close_listeners(other.status, but=setup.status)
                 other.logs.close()
         setup.logs.install()
         setup.logs.remember(self._recent.append)
@@ -308,6 +316,7 @@ class Master:
         self._current.logs.inherit(old.logs)
         old.logs.close()
         take_leave(old.listeners, but=self._current.listeners)
+        take_leave(old.status, but=self._current.status)
         if _fixed(old.config) != _fixed(self._current.config):
             reload.warnings.append(
                 "[server] user, group, pid_file and control_socket change at a restart only"
@@ -335,6 +344,7 @@ class Master:
         self._workers.stop(failed.setup)
         failed.setup.logs.close()
         close_listeners(failed.setup.listeners, but=self._current.listeners)
+        close_listeners(failed.setup.status, but=self._current.status)
         self._reloaded(failed.answers, (why,), renews=failed.renews)
 
     def _reloaded(
@@ -375,21 +385,21 @@ class Master:
         self._notifier.stopping()
         self._stop_deadline = time.monotonic() + STOP_WITHIN + 1
         self._workers.stop()
-        close_listeners(self._current.listeners)
+        for setup in self._setups():
+            close_listeners(setup.listeners)
+            close_listeners(setup.status)
         if self._reload is not None:
-            close_listeners(self._reload.setup.listeners)
             self._reload = None  # who waits for it hears the end
 
     def _asked(self, command: str, about: str, answer: Answer) -> None:
         """Do what came over the control socket."""
-        if command == "status":
-            answer(self.status())
-        elif command == "why":
-            answer(self._why(about))
+        if command in self._told:
+            answer(self._told[command](about))
         elif command == "stop":
             self.stop("gsmtpctl stop")  # the end of this process is the answer
         elif command != "reload":
-            answer({"error": "unknown command; there are status, why, reload and stop"})
+            known = ", ".join([*self._told, "reload"])
+            answer({"error": f"unknown command; there are {known} and stop"})
         elif self._stop_deadline is not None:
             answer({"error": "it is stopping"})
         else:
@@ -419,11 +429,9 @@ class Master:
             "workers": self._workers.status(),
             "replaced": self._workers.replaced,
             "max_clients": self._current.config.limits.max_clients,
-            **{
-                counter.name.lower(): self._workers.counters.total(counter)
-                for counter in Counter
-                if counter not in (Counter.BEATS, *BITS)
-            },
+            "max_memory": self._current.config.limits.max_memory,
+            **telling.counts(self._workers.counters.totals()),
+            **telling.lately(self._workers.history),
             "database": app.database_status(
                 self._current.config, self._workers.counters.any(Counter.HOSTS_AWAY)
             ),

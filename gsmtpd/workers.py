@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from gsmtpd import app, worker
 from gsmtpd.config import Config, ConfigError
+from gsmtpd.history import History
 from gsmtpd.logs import Logs
 from gsmtpd.metrics import Counter, Counters
 from gsmtpd.policy.crowd import Crowd
@@ -43,6 +45,7 @@ class Setup(NamedTuple):
     logs: Logs
     policy: PolicyFiles
     certificates: Certificates | None
+    status: Sequence[Listener] = ()  # sockets of [status], no SMTP is spoken there
 
     @property
     def processes(self) -> int:
@@ -51,8 +54,14 @@ class Setup(NamedTuple):
 
     @property
     def children(self) -> int:
-        """How many workers it has: the last one runs the handlers, if there are any."""
-        return self.processes + bool(self.config.handlers.each)
+        """How many workers it has: behind those that serve clients one for each other role."""
+        return self.processes + bool(self.config.handlers.each) + bool(self.config.status.listen)
+
+    def role(self, number: int) -> str:
+        """What the worker `number` does."""
+        if number < self.processes:
+            return "smtp"
+        return "handlers" if self.config.handlers.each and number == self.processes else "status"
 
 
 @dataclass(eq=False)
@@ -77,7 +86,12 @@ class Child:
     @property
     def role(self) -> str:
         """What it does."""
-        return "smtp" if self.number < self.setup.processes else "handlers"
+        return self.setup.role(self.number)
+
+    @property
+    def threads(self) -> range:
+        """The rows of its threads, which beat. Behind those of SMTP threads is its store's."""
+        return self.rows[:-1] if self.role == "smtp" else self.rows
 
     @property
     def state(self) -> str:
@@ -107,8 +121,10 @@ class Workers:
         on_failed: Callable[[Setup, str], None],
     ) -> None:
         self.counters = Counters()
+        self.history = History()
         self._crowd = Crowd()
         self._owed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who runs handlers
+        self._stored = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who waits for mail
         self.replaced = 0
         self._kept: Setup | None = kept
         self._selector = selector
@@ -180,6 +196,7 @@ class Workers:
                 "seconds": round(now - child.began, 1),
                 "clients": self._count(child, Counter.CLIENTS),
                 "accepted": self._count(child, Counter.ACCEPTED),
+                "rss": _resident(child.pid),
             }
             for child in self._children.values()
         ]
@@ -207,9 +224,10 @@ class Workers:
                 os.kill(child.pid, signal.SIGKILL)
 
     def look(self) -> None:
-        """See whether the SMTP threads of each have beaten since the last look."""
+        """See whether the SMTP threads of each have beaten since the last look; note the totals."""
+        self.history.add(self.counters.totals())
         for child in self._children.values():
-            beats = [self.counters.row(row)[Counter.BEATS] for row in child.rows]
+            beats = [self.counters.row(row)[Counter.BEATS] for row in child.threads]
             # All must have: one thread that hangs keeps its clients waiting.
             moved = [now != then for now, then in zip(beats, child.beats, strict=False)]
             if all(moved):
@@ -225,7 +243,9 @@ class Workers:
     # Birth and death
 
     def _fork(self, setup: Setup, number: int) -> bool:
-        rows = self.counters.take(app.threads(setup.config) if number < setup.processes else 1)
+        serves = number < setup.processes
+        # One more for the store of those who have one.
+        rows = self.counters.take(app.threads(setup.config) + 1 if serves else 1)
         seat = self._crowd.take()
         try:
             ours, theirs = socket.socketpair()
@@ -237,7 +257,10 @@ class Workers:
         pid = _forked()
         if pid == 0:
             ours.close()
-            share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed)
+            stored = self._stored if setup.config.status.listen else -1
+            share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed, stored)
+            if serves:
+                share = share._replace(rows=rows[:-1], store=rows[-1])
             self._be_worker(setup, number, share, theirs)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
@@ -277,9 +300,14 @@ class Workers:
 
     def _served(self, setup: Setup, number: int, share: app.Share) -> worker.Served:
         """What the worker runs."""
-        if number >= setup.processes:
+        role = setup.role(number)
+        if role != "smtp":
             # They are served by a process that has neither listeners nor certificates.
             close_listeners(setup.listeners)
+        if role == "status":
+            return app.make_status(setup.config, setup.status, share, self.history)
+        close_listeners(setup.status)
+        if role == "handlers":
             return app.make_dispatcher(setup.config, share)
         return app.make_engine(
             setup.config,
@@ -362,6 +390,15 @@ def _forked() -> int:
     except OSError as error:
         _log.error("cannot start a worker: %s", error.strerror)
         return -1
+
+
+def _resident(pid: int) -> int | None:
+    """The octets of memory that a process has; None where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _how(code: int, killed: bool) -> str:

@@ -23,15 +23,20 @@ CONFIG = {
     "config_tls",
     "config_handlers",
     "config_environment",
+    "config_secrets",
+    "config_status",
     *VALUES,
 }
 BUILDING = DEPARTMENTS | {"server", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
-    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
+    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks", "app_status",
 }  # fmt: skip
 RUNNING = (
-    BUILDING | SYSTEM | PARTS | {"failpoints", "recent", "app", "worker", "workers", "__init__"}
+    BUILDING
+    | SYSTEM
+    | PARTS
+    | {"failpoints", "recent", "history", "app", "worker", "workers", "__init__"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "smtp": set(),
@@ -45,8 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maillog": PROTOCOL,
     "logs": {"maillog"},
     "recent": set(),
+    "history": {"metrics"},
+    "rates": {"metrics", "history"},
+    "telling": {"metrics", "history", "rates"},
     "server": DEPARTMENTS,
-    "status": PROTOCOL,
+    "status": PROTOCOL | {"storage", "metrics", "control", "server"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
@@ -55,6 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_types": {"config_checks"},
     "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
     "config_handlers": {"wording", "config_file", "config_types"},
+    "config_secrets": {"wording", "config_file"},
+    "config_status": {"config_secrets", "config_file", "config_hosts", "config_types"},
     "config_environment": {"wording", "config_file", "config_tls"},
     "config": {
         "wording",
@@ -64,6 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config_tls",
         "config_environment",
         "config_handlers",
+        "config_secrets",
+        "config_status",
     },
     "signals": set(),
     "privileges": set(),
@@ -76,13 +88,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_hooks": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
     "app_handlers": BUILDING | {"app_store", "app_mysql"},
+    "app_status": BUILDING | {"__init__", "app_store", "control", "status"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
-    "app": BUILDING | PARTS | {"failpoints"},
+    "app": BUILDING | PARTS | {"failpoints", "status"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
-    "workers": BUILDING | {"app", "worker"},
+    "workers": BUILDING | {"app", "worker", "history"},
     "next_setup": RUNNING,
-    "master": RUNNING | {"next_setup"},
+    "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},
     "mailfiles": {"smtp", "message"},
     "ctl_mail": RUNNING | {"cli", "mailfiles"},

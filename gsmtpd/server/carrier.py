@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,7 +16,7 @@ from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
 from gsmtpd.storage.base import Lane, OpenLane, Outcome, StoreError
-from gsmtpd.storage.writer import BUSY_FOR, GATHER_FROM, Batch, GroupCommitWriter
+from gsmtpd.storage.writer import BUSY_FOR, GATHER_FROM, Batch, GroupCommitWriter, rows_of
 
 if TYPE_CHECKING:
     from gsmtpd.server.pool import SMTPThread
@@ -46,6 +47,7 @@ class Carrier:
         self._interest = 0
         self._opening = False
         self._busy_until = 0.0
+        self._began = 0.0  # when the batch was begun with, in monotonic seconds
         self.due = NEVER
         self._thread: SMTPThread
 
@@ -124,6 +126,7 @@ class Carrier:
             self._batch = [each for each in self._batch if lane.takes(each[1])]
             self._writer.leave(for_others)
         if self._batch:
+            self._began = time.monotonic()
             lane.write([letter for _, letter in self._batch])
             self._watch(lane, EPOLLOUT if lane.unsent else EPOLLIN)
         else:
@@ -146,7 +149,7 @@ class Carrier:
 
     def _committed(self) -> None:
         batch, self._batch = self._batch, []
-        self._writer.release()
+        self._writer.release(rows_of(batch), time.monotonic() - self._began)
         for job, _ in batch:
             job.outcome = Outcome.STORED
             self._thread.finished(job)

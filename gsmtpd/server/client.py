@@ -13,7 +13,9 @@ from enum import IntEnum
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
+from gsmtpd.metrics import Reason
 from gsmtpd.server.proxy import ProxyError, parse_proxy
+from gsmtpd.server.reasons import reason_of
 from gsmtpd.server.stream import COMMANDS, CONTENT, Stream
 from gsmtpd.server.terms import HANDSHAKE_WITHIN, PROXY_WITHIN, RATE_WINDOW, READ_WITHIN
 from gsmtpd.server.tls import NotTLSError, TLSError
@@ -112,7 +114,7 @@ class Client(ABC):
         try:
             header = parse_proxy(octets)
         except ProxyError as error:
-            self._drop(f"PROXY protocol: {error}")
+            self._drop(f"PROXY protocol: {error}", Reason.SYNTAX)
             return
         if header is None:
             self._header = octets
@@ -159,6 +161,8 @@ class Client(ABC):
         """Say `farewell` in place of the greeting."""
         # Of too many connections there is a line for all of them.
         self._told = farewell is reply.TOO_MANY_FROM_YOU
+        if self._told:
+            self.thread.count_refusal(farewell)
         self.session.take_output()
         self.end(farewell)
 
@@ -247,7 +251,7 @@ class Client(ABC):
             return
         with suppress(OSError, TLSError):
             self._stream.send(b"", False, self.thread.now)  # an alert that says why
-        self._drop(f"TLS: {error}")
+        self._drop(f"TLS: {error}", Reason.TLS)
 
     def _note_incoming(self) -> None:
         """Note how a message comes in, if one does."""
@@ -309,6 +313,7 @@ class Client(ABC):
             self.close()  # the client asked for it and sends nothing more
         elif not self._lingering:
             if not self._told:
+                self.thread.count_refusal(farewell)
                 self.thread.maillog.closed(
                     self.client_ip, self.session.helo, farewell, self._stream.tls
                 )
@@ -331,15 +336,15 @@ class Client(ABC):
                 self.close()
         elif self._header is not None:
             if now - self.began > PROXY_WITHIN:
-                self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s")
+                self._drop(f"PROXY protocol: no header within {PROXY_WITHIN:g} s", Reason.TIMEOUT)
         elif self._stream.unsent:
             if now - self._stream.unsent_since > READ_WITHIN:
-                self._drop(f"its replies were not read within {READ_WITHIN:g} s")
+                self._drop(f"its replies were not read within {READ_WITHIN:g} s", Reason.TIMEOUT)
             elif now - self.began > limits.session_timeout:
-                self._drop(reply.SESSION_TOO_LONG.lines[0])
+                self._drop(reply.SESSION_TOO_LONG.lines[0], Reason.TIMEOUT)
         elif self._stream.shaking_hands:
             if now - self._stream.secured_since > HANDSHAKE_WITHIN:
-                self._drop(f"TLS: no handshake within {HANDSHAKE_WITHIN:g} s")
+                self._drop(f"TLS: no handshake within {HANDSHAKE_WITHIN:g} s", Reason.TIMEOUT)
         elif now - self.since > limits.timeout:
             self.end(reply.TIMED_OUT)
         elif now - self.began > limits.session_timeout:
@@ -356,13 +361,15 @@ class Client(ABC):
     def end(self, farewell: Reply) -> None:
         """Close the session, saying `farewell` unless it is closing already."""
         if self._header is not None or self._stream.shaking_hands:
-            self._drop(farewell.lines[0])  # nothing can be said that would be understood
+            # Nothing can be said that would be understood.
+            self._drop(farewell.lines[0], reason_of(farewell))
         elif self.session.farewell is None:
             self.session.close(farewell)
             self._send()
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, counted_as: Reason) -> None:
         """Close without a word, but in the mail log."""
+        self.thread.counters[counted_as] += 1
         self.thread.maillog.dropped(self.client_ip, self.session.helo, reason, self._stream.tls)
         self.close()
 

@@ -267,6 +267,7 @@ class Connection(Client):
 
     def _log_refusals(self) -> None:
         for refusal in self.session.refusals:
+            self.thread.count_refusal(refusal.reply)
             self.thread.maillog.refused(self.client_ip, refusal, self._stream.tls)
             self._told = self._told or refusal.closes
         self.session.refusals.clear()
@@ -313,11 +314,16 @@ class Connection(Client):
         row = self.thread.counters
         if not decision.positive:
             row[Counter.REFUSED] += 1
+            self.thread.count_refusal(decision)
         elif not message.envelope.recipients:
             row[Counter.DISCARDED] += 1
         else:
             row[Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
+            if stored_as:
+                row[Counter.DUPLICATES] += 1
+            elif spooled:
+                row[Counter.SPOOLED] += 1
         delay = self.thread.now - submitted + self._asked_for
         self._log_message(message, decision, delay, stored_as, spooled)
         return self.session.answer(decision)

@@ -22,7 +22,9 @@ from gsmtpd.maillog import MailLog
 from gsmtpd.metrics import Counter, Overload
 from gsmtpd.server.carrier import Carrier, carry
 from gsmtpd.server.overload import Overloads
+from gsmtpd.server.reasons import reason_of
 from gsmtpd.smtp import reply
+from gsmtpd.smtp.reply import Reply
 
 if TYPE_CHECKING:
     from gsmtpd.server.client import Client, Leave
@@ -148,6 +150,10 @@ class SMTPThread(threading.Thread):
         for connection in list(self._connections.values()):
             connection.leave(how)
 
+    def count_refusal(self, said: Reply) -> None:
+        """A client hears `said`, which refuses something."""
+        self.counters[reason_of(said)] += 1
+
     def may_shake_hands(self) -> bool:
         """Whether one handshake more fits into this round: they take the longest by far."""
         self._handshakes += 1
@@ -220,6 +226,7 @@ class SMTPThread(threading.Thread):
     def adopt(self, connection: Client) -> None:
         """Run `connection` from now on."""
         self._connections[connection.socket.fileno()] = connection
+        self.counters[Counter.SESSIONS] += 1
         self.counters[Counter.CLIENTS] = len(self._connections)
         self.watch(connection, EPOLLIN)
 
@@ -324,6 +331,7 @@ class SMTPThread(threading.Thread):
     def _sweep(self) -> None:
         self._next_sweep = self.now + SWEEP
         self.counters[Counter.BEATS] += 1
+        self.counters[Counter.MEMORY] = self._held
         for connection in list(self._connections.values()):
             try:
                 connection.check_time(self.now)

@@ -198,18 +198,19 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the client may come, and there is room; else it hears why, never silence."""
         ip = ip_of(client_address)
+        thread = self.pool.current()
         refusal = None if self.expects_header(ip) else self.refusal_of(ip)
         if refusal is None:
             if not self._full():
                 return True
             refusal = reply.TOO_MANY_CLIENTS
-            thread = self.pool.current()
             thread.counters[Counter.TURNED_AWAY] += 1
             message = "max_clients = %d reached: answering 421"
             most = self.limits.max_clients
             thread.overloads.enter(Overload.CLIENTS, self._full, message, most)
         elif refusal is reply.CLIENT_DENIED:
-            self.pool.current().maillog.closed(ip, "", refusal)
+            thread.maillog.closed(ip, "", refusal)
+        thread.count_refusal(refusal)
         self._send_away(request, refusal)
         return False
 

@@ -1,1 +1,1 @@
-"""How does gsmtpd do, and what has it got? What is answered over HTTP, to people and programs."""
+"""The HTTP server of [status]: a page, metrics, and an API. Imported only where it is asked for."""

@@ -118,6 +118,11 @@ class Link:
             with suppress(pymysql.MySQLError, OSError):
                 connection.close()
 
+    def end(self) -> None:
+        """Close the connection for good: no host is tried any more."""
+        self.close()
+        self._hosts.close()
+
     def _connected(self) -> Any:
         if self._connection is None:
             connection = self._hosts.connect()

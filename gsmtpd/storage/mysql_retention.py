@@ -9,7 +9,8 @@ import pymysql
 from gsmtpd.storage.mysql_connection import RETRY, Database, code_of, store_error
 from gsmtpd.storage.mysql_link import Link, OnMySQL
 from gsmtpd.storage.mysql_shelf import MySQLShelf
-from gsmtpd.storage.retention import Retention, Times, purge
+from gsmtpd.storage.retention import Retention, Times, patient, purge
+from gsmtpd.storage.shelf import Found
 from gsmtpd.storage.upkeep import Chore
 
 
@@ -38,6 +39,19 @@ def purge_mysql(
         raise store_error(error, database) from error
     finally:
         link.close()
+
+
+def erase_mysql(database: Database, row: Found) -> bool:
+    """Delete one mail from the table; whether it was there. Raises StoreError."""
+    link = Link(database)
+    shelf = MySQLShelf(link)
+    try:
+        shelf.look()
+        return patient(lambda: shelf.delete([row]).rows > 0, _is_busy)
+    except (pymysql.MySQLError, OSError) as error:
+        raise store_error(error, database) from error
+    finally:
+        link.end()
 
 
 def _is_busy(error: Exception) -> bool:

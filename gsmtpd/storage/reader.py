@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from gsmtpd.storage.addressed import equals, ids_to
 from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.mail_rows import MOST_ID, MailRows, StoredMail, octets_of, text_of
+
+__all__ = [
+    "Bodies", "MailReader", "SQLReader", "Selection", "StoredAttachment", "StoredMail",
+    "UnreadableError",
+]  # fmt: skip
 
 _STEP = 1000  # rows that one query asks for: it has to end within the driver's timeout
 _EITHER = 32 + zlib.MAX_WBITS  # gzip's header or zlib's, whichever comes
@@ -19,30 +24,6 @@ _BODY_STORES = ("redis", "memcached")
 
 class UnreadableError(StoreError):
     """The octets of this one mail cannot be had; those of others may."""
-
-
-class StoredMail(NamedTuple):
-    """A stored row as `gsmtpctl` shows it; the columns of `new_mail` by their names.
-
-    A column that the table lacks is "" or 0.
-    """
-
-    mail_id: int
-    date: str
-    from_: str
-    to: str
-    subject: str
-    size: int
-    hash: str
-    recipient: str
-    return_path: str
-    ip_addr: str
-    helo: str
-    is_tls: int = 0
-
-
-_NO = (0, "", "0", "\0")  # is_tls as a number, or missing, or as text, or as bit(1)
-_IP_ADDR = StoredMail._fields.index("ip_addr")
 
 
 class StoredAttachment(NamedTuple):
@@ -145,45 +126,30 @@ class SQLReader:
         explain: Callable[[Exception], StoreError],
         bodies: Bodies | None = None,
     ) -> None:
-        self._connection = connection
-        self._explain = explain
-        self._table = table
-        self._mark = mark
+        self.rows = MailRows(connection, table, mark, explain)
         self._bodies = bodies
-        self._known: set[str] = set()
 
     def recent(self, limit: int) -> list[StoredMail]:
         """The newest `limit` mails, oldest first. Raises StoreError."""
-        return self._mails(f"ORDER BY mail_id DESC LIMIT {self._mark}", limit)[::-1]
+        return self.rows.mails(f"ORDER BY mail_id DESC LIMIT {self.rows.mark}", limit)[::-1]
 
     def after(self, mail_id: int) -> list[StoredMail]:
         """The mails with a higher id than `mail_id`, oldest first. Raises StoreError."""
-        where = f"WHERE mail_id > {self._mark} ORDER BY mail_id LIMIT {_STEP}"
-        return self._mails(where, mail_id)
+        where = f"WHERE mail_id > {self.rows.mark} ORDER BY mail_id LIMIT {_STEP}"
+        return self.rows.mails(where, mail_id)
 
     def for_address(self, address: str, limit: int) -> list[StoredMail]:
         """The newest `limit` mails to `address`, or in its mailbox, oldest first.
 
         Without regard to capitals. Raises StoreError.
         """
-        # The indexes know it: MySQL finds a LIKE there, and SQLite reads no more than them. "+ 0"
-        # has neither walk along the primary key instead, in search of the newest.
-        like = re.sub(r"([!%_])", r"!\1", address)
-        ids: set[int] = set()
-        for name in ("recipient", "to"):
-            if name in self._columns():
-                sql = f"SELECT mail_id FROM `{self._table}` WHERE `{name}` LIKE {self._mark}"
-                sql += f" ESCAPE '!' ORDER BY mail_id + 0 DESC LIMIT {self._mark}"
-                ids.update(mail_id for (mail_id,) in self._query(sql, like, limit))
-        newest = sorted(ids)[-limit:]
-        if not newest:
-            return []
-        marks = ", ".join([self._mark] * len(newest))
-        return self._mails(f"WHERE mail_id IN ({marks}) ORDER BY mail_id", *newest)
+        return self.rows.by_ids(ids_to(self.rows, address, limit))
 
     def row(self, mail_id: int) -> StoredMail | None:
         """What is known of one mail, or None where there is none. Raises StoreError."""
-        found = self._mails(f"WHERE mail_id = {self._mark}", mail_id)
+        if mail_id > MOST_ID:
+            return None
+        found = self.rows.mails(f"WHERE mail_id = {self.rows.mark}", mail_id)
         return found[0] if found else None
 
     def mail(self, mail_id: int) -> tuple[StoredMail, bytes] | None:
@@ -194,25 +160,26 @@ class SQLReader:
         mail = self.row(mail_id)
         if mail is None:
             return None
-        sql = f"SELECT {self._names('mail', 'mail_encoding', 'body')} FROM `{self._table}`"
-        found = self._query(f"{sql} WHERE mail_id = {self._mark}", mail_id)
+        sql = f"SELECT {self.rows.names('mail', 'mail_encoding', 'body')} FROM `{self.rows.table}`"
+        found = self.rows.query(f"{sql} WHERE mail_id = {self.rows.mark}", mail_id)
         if not found:
             return None  # deleted meanwhile
         octets, encoding, body = found[0]
-        return mail, self._octets(mail, _octets_of(octets), _text(encoding), _text(body))
+        return mail, self._octets(mail, octets_of(octets), text_of(encoding), text_of(body))
 
     def text(self, mail_id: int) -> str:
         """The column `body` of one mail, "" if there is none. Raises StoreError."""
-        sql = f"SELECT {self._names('body')} FROM `{self._table}` WHERE mail_id = {self._mark}"
-        found = self._query(sql, mail_id)
-        return _text(found[0][0]) if found else ""
+        rows = self.rows
+        sql = f"SELECT {rows.names('body')} FROM `{rows.table}` WHERE mail_id = {rows.mark}"
+        found = self.rows.query(sql, mail_id)
+        return text_of(found[0][0]) if found else ""
 
     def attachments(self, mail_id: int) -> list[StoredAttachment]:
         """What is known of its attachments; nothing where the table is missing."""
         names = ", ".join(f"`{name}`" for name in StoredAttachment._fields)
-        sql = f"SELECT {names} FROM `mail_attachment` WHERE mail_id = {self._mark}"
+        sql = f"SELECT {names} FROM `mail_attachment` WHERE mail_id = {self.rows.mark}"
         try:
-            found = self._query(f"{sql} ORDER BY position", mail_id)
+            found = self.rows.query(f"{sql} ORDER BY position", mail_id)
         except StoreError:
             return []
         return [StoredAttachment(*row) for row in found]
@@ -220,8 +187,8 @@ class SQLReader:
     def ids(self, selection: Selection) -> Iterator[int]:
         """The ids of the mails that are meant, in rising order. Raises StoreError."""
         for name in selection.columns:
-            if name not in self._columns():
-                raise StoreError(f"table {self._table} has no column {name} to choose mail by")
+            if name not in self.rows.columns():
+                raise StoreError(f"table {self.rows.table} has no column {name} to choose mail by")
         if selection.ids is not None:
             rows = (self.row(mail_id) for mail_id in sorted(set(selection.ids)))
             found = (row for row in rows if row is not None)
@@ -231,49 +198,41 @@ class SQLReader:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.rows.close()
 
     # ---- choosing ------------------------------------------------------------------------------
 
     def _walk(self, selection: Selection) -> Iterator[int]:
         """The ids that are meant, by steps along the primary key."""
-        where, values = self._spelled(selection)
+        where, hint = "", ""
+        values: list[str] = []
+        if selection.recipient is not None:
+            where, values = equals(self.rows, "recipient", selection.recipient)
+            where, hint = f"{where} AND ", self.rows.hint("recipient")
         first, last = self._between(selection)
+        mark = self.rows.mark
         sql = (
-            f"SELECT {self._names('mail_id', 'recipient', 'date')} FROM `{self._table}`"
-            f" WHERE {where}mail_id >= {self._mark} AND mail_id <= {self._mark}"
+            f"SELECT {self.rows.names('mail_id', 'recipient', 'date')} FROM `{self.rows.table}`"
+            f"{hint} WHERE {where}mail_id >= {mark} AND mail_id <= {mark}"
             f" ORDER BY mail_id LIMIT {_STEP}"
         )
         while first <= last:
-            rows = self._query(sql, *values, first, last)
+            rows = self.rows.query(sql, *values, first, last)
             for mail_id, recipient, date in rows:
-                if selection.has(_text(recipient), _text(date)):
+                if selection.has(text_of(recipient), text_of(date)):
                     yield mail_id
             first = rows[-1][0] + 1 if rows else last + 1
-
-    def _spelled(self, selection: Selection) -> tuple[str, list[str]]:
-        """What of a WHERE clause makes the index on the recipient work, and its values.
-
-        By values as they are stored: no index works on LOWER(), and SQLite's does not know "a" in
-        "A".
-        """
-        if selection.recipient is None:
-            return "", []
-        sql = f"SELECT DISTINCT recipient FROM `{self._table}` WHERE LOWER(recipient)"
-        wanted = selection.recipient.lower()
-        found = [_text(row[0]) for row in self._query(f"{sql} = {self._mark}", wanted)] or [wanted]
-        return f"recipient IN ({', '.join([self._mark] * len(found))}) AND ", found
 
     def _between(self, selection: Selection) -> tuple[int, int]:
         """The lowest and the highest id that may be meant; the index on the date knows."""
         conditions, values = [], []
         for sign, value in ((">=", selection.since), ("<", selection.until)):
             if value is not None:
-                conditions.append(f"date {sign} {self._mark}")
+                conditions.append(f"date {sign} {self.rows.mark}")
                 values.append(value)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        sql = f"SELECT MIN(mail_id), MAX(mail_id) FROM `{self._table}`{where}"
-        ((first, last),) = self._query(sql, *values)
+        sql = f"SELECT MIN(mail_id), MAX(mail_id) FROM `{self.rows.table}`{where}"
+        ((first, last),) = self.rows.query(sql, *values)
         return (0, -1) if first is None else (first, last)
 
     # ---- octets --------------------------------------------------------------------------------
@@ -318,78 +277,3 @@ class SQLReader:
         if octets.startswith(b"Delivered-To: "):
             return octets  # Guerrilla SMTPd puts that in, too
         return f"Delivered-To: {mail.recipient}\r\n".encode() + octets
-
-    # ---- queries -------------------------------------------------------------------------------
-
-    def _mails(self, where: str, *values: object) -> list[StoredMail]:
-        names = (name.rstrip("_") for name in StoredMail._fields)
-        sql = f"SELECT {self._names(*names)} FROM `{self._table}` {where}"
-        return [_mail(row) for row in self._query(sql, *values)]
-
-    def _names(self, *names: str) -> str:
-        """The columns `names` of a SELECT, with NULL for those that are missing."""
-        known = self._columns()
-        return ", ".join(f"`{name}`" if name in known else "NULL" for name in names)
-
-    def _columns(self) -> set[str]:
-        if not self._known:
-            cursor = self._connection.cursor()
-            try:
-                cursor.execute(f"SELECT * FROM `{self._table}` LIMIT 0")
-                self._known = {column[0].lower() for column in cursor.description}
-            except Exception as error:
-                raise self._explain(error) from error
-            finally:
-                cursor.close()
-            if "mail_id" not in self._known:
-                raise StoreError(
-                    f"table {self._table} has no column mail_id, so its mails have no numbers"
-                )
-        return self._known
-
-    def _query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        cursor = self._connection.cursor()
-        try:
-            cursor.execute(sql, values)
-            return list(cursor.fetchall())
-        except Exception as error:
-            raise self._explain(error) from error
-        finally:
-            cursor.close()
-
-
-def _mail(row: Sequence[Any]) -> StoredMail:
-    values: list[Any] = [value if isinstance(value, int) else _text(value) for value in row]
-    mail = StoredMail(*values)
-    return mail._replace(
-        size=mail.size or 0, ip_addr=_ip(row[_IP_ADDR]), is_tls=int(mail.is_tls not in _NO)
-    )
-
-
-def _text(value: object) -> str:
-    """A column as text, whatever type an old table gave it."""
-    if isinstance(value, bytes | bytearray):
-        return bytes(value).decode("utf-8", "replace")
-    return "" if value is None else str(value)
-
-
-def _octets_of(value: object) -> bytes:
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    return _text(value).encode("utf-8", "surrogateescape")
-
-
-def _ip(value: object) -> str:
-    """An address as text: version 2 of Guerrilla SMTPd keeps its octets in a varbinary(16)."""
-    text = _text(value)
-    if not isinstance(value, bytes | bytearray) or _is_ip(text):
-        return text
-    return str(ipaddress.ip_address(bytes(value))) if len(value) in (4, 16) else text
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

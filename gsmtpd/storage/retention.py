@@ -10,7 +10,8 @@ import calendar
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.shelf import BEGINNING, Mark, Shelf
@@ -33,6 +34,8 @@ _FEEL = 1.0  # seconds between two looks at that
 _LONGEST_REST = 5.0
 _LEAST, _MOST = 10, 500  # rows of a step
 _TRIES = 20
+
+_T = TypeVar("_T")
 
 
 def _text(second: float) -> str:
@@ -307,7 +310,8 @@ def purge(
         pace = Pace(shelf.step_seconds)
         while sweep.is_under_way:
             began = time.perf_counter()
-            done = _patient(shelf, sweep, _MOST if dry else pace.rows, dry, is_busy)
+            rows = _MOST if dry else pace.rows
+            done = patient(partial(sweep.step, shelf, rows, 0.0, dry), is_busy)
             pace.took(done.deleted, done.seconds)
             pace.feel(shelf)
             deleted += done.deleted
@@ -317,15 +321,13 @@ def purge(
     return deleted
 
 
-def _patient(
-    shelf: Shelf, sweep: Sweep, rows: int, dry: bool, is_busy: Callable[[Exception], bool]
-) -> _Done:
-    """One step, again where somebody else is in the way."""
+def patient(step: Callable[[], _T], is_busy: Callable[[Exception], bool]) -> _T:
+    """What `step` returns, again where somebody else is in the way, for some six seconds."""
     for _ in range(_TRIES):
         try:
-            return sweep.step(shelf, rows, 0.0, dry)
+            return step()
         except Exception as error:
             if not is_busy(error):
                 raise
         time.sleep(random.uniform(0.1, 0.5))
-    return sweep.step(shelf, rows, 0.0, dry)
+    return step()

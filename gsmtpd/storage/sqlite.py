@@ -14,7 +14,7 @@ from gsmtpd.storage.base import (
     LISTED,
     Health,
     Letter,
-    OnOwed,
+    OnStored,
     Outcome,
     Result,
     StoreError,
@@ -131,7 +131,7 @@ def _writable(path: str) -> bool:
 class SQLiteStore:
     """Keeps mail in the SQLite file at `path`. Several processes may share the file.
 
-    durable: whether a commit survives a power cut. on_owed: see OnOwed.
+    durable: whether a commit survives a power cut. on_stored: see OnStored.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class SQLiteStore:
         path: str,
         rows: RowMaker,
         durable: bool = True,
-        on_owed: OnOwed = lambda: None,
+        on_stored: OnStored = lambda owed: None,
     ) -> None:
         self._path = path
         self._rows = rows
@@ -147,7 +147,7 @@ class SQLiteStore:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
-        self._on_owed = on_owed
+        self._on_stored = on_stored
         self._queries = Queries(partial(connect, path, durable), partial(identity, path))
 
     def prepare(self) -> None:
@@ -172,8 +172,7 @@ class SQLiteStore:
         except sqlite3.Error as error:
             return self._after_error(letters, error)
         self._health.well()
-        if any(letter.deliveries for letter in letters):
-            self._on_owed()
+        self._on_stored(any(letter.deliveries for letter in letters))
         return [Outcome.STORED] * len(letters)
 
     def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:
@@ -280,4 +279,14 @@ def open_reader(path: str, bodies: Bodies | None = None) -> SQLReader:
     """
     if not os.path.exists(path):
         raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
-    return SQLReader(connect(path), "new_mail", "?", lambda error: store_error(path, error), bodies)
+    reader = SQLReader(
+        connect(path), "new_mail", "?", lambda error: store_error(path, error), bodies
+    )
+    opened = identity(path)
+
+    def check() -> None:
+        if identity(path) != opened:
+            raise StoreError(f"{path}: the file is gone, or another has taken its place")
+
+    reader.rows.check = check
+    return reader

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from gsmtpd.complaints import Complaints
 from gsmtpd.storage import sqlite
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.retention import Retention, Times, purge
+from gsmtpd.storage.retention import Retention, Times, patient, purge
+from gsmtpd.storage.shelf import Found
 from gsmtpd.storage.sqlite_shelf import SQLiteShelf
 from gsmtpd.storage.upkeep import AFTER_TROUBLE, Chore
 
@@ -31,6 +32,19 @@ def purge_sqlite(
         if not shelf.ready():
             raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
         return purge(shelf, times, dry, progress, _is_busy)
+    except sqlite3.Error as error:
+        raise sqlite.store_error(path, error) from error
+    finally:
+        shelf.close()
+
+
+def erase_sqlite(path: str, row: Found) -> bool:
+    """Delete one mail from the mail file at `path`; whether it was there. Raises StoreError."""
+    shelf = SQLiteShelf(path)
+    try:
+        if not shelf.ready():
+            raise StoreError(f"{path}: no mail file yet; start gsmtpd, it makes one")
+        return patient(lambda: shelf.delete([row]).rows > 0, _is_busy)
     except sqlite3.Error as error:
         raise sqlite.store_error(path, error) from error
     finally:

@@ -72,17 +72,32 @@ Batch = list[tuple[Job, Letter]]
 Takes = Callable[[Letter], bool]
 
 
+class Meter(Protocol):
+    """Who counts what is stored."""
+
+    def stored(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` was committed in so many `seconds`. Told by one thread at a time."""
+
+    def waits(self, messages: int) -> None:
+        """So many wait for a writer now."""
+
+
 class GroupCommitWriter:
-    """Writes messages to a store from `threads` threads. Start it behind the fork."""
+    """Writes messages to a store from `threads` threads. Start it behind the fork.
+
+    meter: told of each batch that was stored, and about once a second how many wait.
+    """
 
     def __init__(
         self,
         store: Store,
         threads: int,
         clock: Callable[[], float] = time.monotonic,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._meter = meter
         self._unread: SimpleQueue[Job | None] = SimpleQueue()
         self._reading = 0  # jobs that are in `_unread`, or taken from it and not read yet
         self._waiting: deque[tuple[Job, Letter]] = deque()
@@ -175,9 +190,14 @@ class GroupCommitWriter:
             self.release()
         return batch
 
-    def release(self) -> None:
-        """Nothing of a batch that was claimed is its lane's any more."""
+    def release(self, rows: int = 0, seconds: float = 0.0) -> None:
+        """Nothing of a batch that was claimed is its lane's any more.
+
+        rows: that its lane has stored, in so many `seconds`.
+        """
         with self._changed:
+            if rows and self._meter is not None:
+                self._meter.stored(rows, seconds)
             self._writing -= 1
             self._claimed -= 1
             if self._given_up or self._stopped:
@@ -207,6 +227,8 @@ class GroupCommitWriter:
 
     def poke(self) -> None:
         """Let a further writer take what waits behind a slow commit. Call it about every second."""
+        if self._meter is not None:
+            self._meter.waits(self.waiting)
         if self._waiting or self._apart:
             with self._changed:
                 self._helped = True
@@ -325,16 +347,24 @@ class GroupCommitWriter:
         """How many messages it held. Nobody else keeps the batch, so that its memory is free."""
         if not batch:
             return 0
+        began = self._clock()
         try:
             outcomes = self._store.write([letter for _, letter in batch])
             for (job, _), outcome in zip(batch, outcomes, strict=True):
                 job.outcome = outcome
+            self._note_stored(batch, self._clock() - began)
         except Exception:
             _log.exception("store: unexpected trouble with %d messages", len(batch))
             for job, _ in batch:
                 job.outcome = Outcome.TROUBLE
         _hand_back([job for job, _ in batch])
         return len(batch)
+
+    def _note_stored(self, batch: Batch, seconds: float) -> None:
+        rows = rows_of([each for each in batch if each[0].outcome is Outcome.STORED])
+        if rows and self._meter is not None:
+            with self._changed:
+                self._meter.stored(rows, seconds)
 
     def _take(self, queues: Sequence[deque[tuple[Job, Letter]]]) -> Batch:
         """The next batch out of `queues`; what has waited too long goes back unwritten."""
@@ -359,6 +389,11 @@ class GroupCommitWriter:
             _log.error("store: %d messages waited over %g s", len(expired), GIVE_UP_AFTER)
             _hand_back(expired)
         return batch
+
+
+def rows_of(batch: Batch) -> int:
+    """How many rows it makes."""
+    return sum(job.message.envelope.copies for job, _ in batch)
 
 
 def _next_of(queues: Sequence[deque[tuple[Job, Letter]]]) -> tuple[Job, Letter] | None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gsmtpd.metrics import Counter, Counters, Overload
+from gsmtpd.metrics import BATCH_ROWS, BITS, CELLS, COMMIT, Counter, Counters, Overload, Reason
 
 
 def test_all_begin_at_zero() -> None:
@@ -19,7 +19,7 @@ def test_a_row_is_its_own() -> None:
     counters.take(2)
     for number in range(3):
         row = counters.row(number)
-        assert len(row) == len(Counter)
+        assert len(row) == CELLS
         for counter in Counter:
             row[counter] += 10**number * (counter + 1)
     for counter in Counter:
@@ -91,7 +91,7 @@ def test_rows_are_used_again_and_begin_at_zero() -> None:
     counters.row(two[0])[Counter.BEATS] = 3
     counters.give_back(two)
     assert counters.take(1) == two
-    assert [*counters.row(two[0])] == [0] * len(Counter)
+    assert [*counters.row(two[0])] == [0] * CELLS
     counters.give_back(one)
     assert counters.take(2) == range(4, 6)  # one row of two would have been the second's
     with pytest.raises(MemoryError):
@@ -110,3 +110,31 @@ def test_a_forked_worker_counts_for_its_master() -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert counters.total(Counter.ACCEPTED) == 3
     assert counters.row(0)[Counter.ACCEPTED] == 0
+
+
+def test_every_cell_has_one_meaning() -> None:
+    assert [*Counter, *Reason] == [*range(len(Counter) + len(Reason))]
+    assert COMMIT.first == len(Counter) + len(Reason)
+    assert (COMMIT.sum + 1, BATCH_ROWS.sum + 1) == (BATCH_ROWS.first, CELLS)
+    assert [reason.word for reason in Reason][:3] == ["relay", "no_such_user", "not_yet"]
+
+
+def test_totals_are_those_of_the_gone_as_well() -> None:
+    counters = Counters(4)
+    first, second = counters.take(1), counters.take(1)
+    for (number,) in (first, second):
+        row = counters.row(number)
+        for cell in range(CELLS):
+            row[cell] = 3
+    counters.row(first[0])[Counter.OVERLOAD] = Overload.CLIENTS
+    totals = counters.totals()
+    assert totals == [6 if cell not in BITS else 3 for cell in range(CELLS)]
+    assert totals == [
+        counters.any(Counter(cell)) if cell in BITS else counters.total(cell)
+        for cell in range(CELLS)
+    ]
+    counters.give_back(second)
+    of_now = (Counter.CLIENTS, Counter.BEATS, Counter.MEMORY, Counter.QUEUE)
+    expected = [3 if cell in of_now else 6 for cell in range(CELLS)]
+    expected[Counter.OVERLOAD], expected[Counter.HOSTS_AWAY] = Overload.CLIENTS, 3
+    assert counters.totals() == expected
