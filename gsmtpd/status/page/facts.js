@@ -68,7 +68,8 @@ function totals(status) {
   const top = Object.entries(status.reasons ?? {}).filter(([, number]) => number)
     .sort((a, b) => b[1] - a[1]).slice(0, 5);
   return [
-    ["accepted", `${count(status.accepted)}, ${joined(octets(status.received_bytes))}`],
+    ["accepted", many(status.accepted, "mail")],
+    ["received", joined(octets(status.received_bytes))],
     ["discarded", count(status.discarded)],
     ["sent away", many(away, "connection")],
     ...top.map(([word, number]) => [`refused: ${word.replaceAll("_", " ")}`, count(number)]),

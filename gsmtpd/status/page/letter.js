@@ -26,7 +26,7 @@ export async function show(id, back) {
   try {
     const mail = await asked(`api/mails/${encodeURIComponent(id)}`);
     if (current !== id) return;
-    letter.replaceChildren(...shown(mail, back));
+    letter.replaceChildren(...shown(mail, back).filter(Boolean));
   } catch (error) {
     if (current !== id) return;
     letter.replaceChildren(link(back), element("p", { class: "problem" }, error.message));
@@ -45,7 +45,9 @@ function shown(mail, back) {
     element("div", { class: "title" },
       element("h2", {}, quoted(mail.subject || "No subject")),
       element("div", { class: "buttons" }, whole, remove)),
-    factsOf(mail), filesOf(mail), ...tabs(mail),
+    factsOf(mail), filesOf(mail),
+    mail.unreadable ? element("p", { class: "problem" }, printable(mail.unreadable)) : null,
+    ...tabs(mail),
   ];
 }
 

@@ -17,6 +17,7 @@ let status = null;
 let recorder = null;
 let isStale = true; // there is a gap behind the last sample
 
+const short = (value) => Number(value.toPrecision(3)).toLocaleString("en");
 const column = (name) => (row) => row[name];
 const ratio = (above, below) => (row) => (row[below] > 0 ? row[above] / row[below] : null);
 const now = () => samples.lately(10);
@@ -24,7 +25,7 @@ const now = () => samples.lately(10);
 function strip(title, unit, tone, value, more = {}) {
   return {
     title, height: 64, least: 1, now, isStacked: false, hasLegend: false,
-    scale: rate, small: rate, big: (row) => [rate(value(row)), unit],
+    scale: short, small: rate, big: (row) => [rate(value(row)), unit],
     series: () => [{ name: title, tone, value, isFilled: true }], ...more,
   };
 }
@@ -44,10 +45,11 @@ function reasons(rows) {
   const rest = names.slice(leaders.length);
   for (const name of leaders) toneOf(name, leaders);
   const series = leaders.map((name) => ({
-    name: name.slice(8).replaceAll("_", " "), tone: tones.get(name), value: column(name), isFilled: true,
+    name: name.slice(8).replaceAll("_", " "), tone: tones.get(name), value: column(name),
+    isFilled: true, isStacked: true,
   }));
   const others = (row) => rest.reduce((sum, name) => sum + (row[name] ?? 0), 0);
-  if (rest.length) series.push({ name: "others", tone: "reason-rest", value: others, isFilled: true });
+  if (rest.length) series.push({ name: "others", tone: "reason-rest", value: others, isFilled: true, isStacked: true });
   return series;
 }
 
@@ -69,7 +71,7 @@ function strips() {
       height: 132, hasLegend: true,
       series: () => [
         { name: "accepted", tone: "accepted", value: column("accepted"), isFilled: true },
-        { name: "refused after it was sent", tone: "refused", value: column("refused") },
+        { name: "refused after DATA", tone: "refused", value: column("refused") },
         { name: "discarded", tone: "discarded", value: column("discarded") },
       ],
     }),

@@ -192,6 +192,10 @@ byId("search").addEventListener("submit", submit);
 byId("search").addEventListener("reset", () => {
   location.hash = "#mail";
 });
+byId("fields").addEventListener("click", () => {
+  const isOpen = byId("search").classList.toggle("open");
+  byId("fields").setAttribute("aria-expanded", String(isOpen));
+});
 byId("more").addEventListener("click", () => {
   const more = isCut ? { limit: MOST } : { limit: AT_ONCE, before: next };
   isCut = false;

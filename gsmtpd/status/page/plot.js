@@ -6,11 +6,14 @@ import { clock } from "./format.js";
 const AXIS = 22; // pixels that the times need
 const ABOVE = 12; // pixels above the highest line, for what is written at it
 
-// The next of 1, 2, 5, 10, 20 … that is not less than `value`.
+const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
+
+// The next of 1, 1.5, 2 … 8, 10, 15 … that is not less than `value`, in units of `least`.
 export function ceiling(value, least) {
-  if (!(value > least)) return least;
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].find((factor) => factor * power >= value * 0.9999) * power;
+  const units = value / least;
+  if (!(units > 1)) return least;
+  const power = 10 ** Math.floor(Math.log10(units));
+  return STEPS.find((factor) => factor * power >= units * 0.9999) * power * least;
 }
 
 export class Recorder {
@@ -135,12 +138,12 @@ export class Recorder {
   }
 
   #drawAxis(width, x, ticks) {
-    const shown = ticks.filter((at) => x(at) > 18 && x(at) < width - 18);
+    const flag = this.cursor === null ? -Infinity : Math.min(Math.max(x(this.cursor), 30), width - 30);
+    const shown = ticks.filter((at) => x(at) > 18 && x(at) < width - 18 && Math.abs(x(at) - flag) > 52);
     const texts = shown.map((at) => drawn("text", { class: "scale", x: x(at), y: 15, "text-anchor": "middle" }, clock(at, false)));
     if (this.cursor !== null) {
-      const at = Math.min(Math.max(x(this.cursor), 30), width - 30);
-      texts.push(drawn("rect", { class: "flag", x: at - 30, y: 2, width: 60, height: 18, rx: 2 }));
-      texts.push(drawn("text", { class: "flag-text", x: at, y: 15, "text-anchor": "middle" }, clock(this.cursor)));
+      texts.push(drawn("rect", { class: "flag", x: flag - 30, y: 2, width: 60, height: 18, rx: 2 }));
+      texts.push(drawn("text", { class: "flag-text", x: flag, y: 15, "text-anchor": "middle" }, clock(this.cursor)));
     }
     this.axis.setAttribute("width", width);
     this.axis.setAttribute("height", AXIS);
@@ -174,7 +177,8 @@ function shapesOf(one, layer, rows, x, y, span) {
   const line = runs.map((run) => `M${run.map(([a, b]) => `${a} ${b}`).join("L")}${run.length === 1 ? "h1" : ""}`);
   const area = runs.map((run) =>
     `M${run.map(([a, b]) => `${a} ${b}`).join("L")}L${[...run].reverse().map(([a, , c]) => `${a} ${c}`).join("L")}Z`);
-  const shapes = [drawn("path", { class: `line ${one.tone}`, d: line.join("") })];
-  if (one.isFilled) shapes.unshift(drawn("path", { class: `area ${one.tone}`, d: area.join("") }));
+  const shapes = [];
+  if (one.isFilled) shapes.push(drawn("path", { class: `area ${one.tone}`, d: area.join("") }));
+  if (!one.isStacked) shapes.push(drawn("path", { class: `line ${one.tone}`, d: line.join("") }));
   return shapes;
 }
