@@ -30,6 +30,7 @@ from gsmtpd.app_store import (
     with_more,
 )
 from gsmtpd.config import Config
+from gsmtpd.history import History
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
 from gsmtpd.metrics import Counter, Counters, StoreMeter
@@ -240,11 +241,13 @@ def make_dispatcher(config: Config, share: Share) -> Dispatcher:
     return app_handlers.make_dispatcher(config, shared)
 
 
-def make_status(config: Config, listeners: Sequence[Listener], share: Share) -> StatusServer:
+def make_status(
+    config: Config, listeners: Sequence[Listener], share: Share, history: History
+) -> StatusServer:
     """What serves [status], in a process of its own. Its row is the only one of `share`."""
     from gsmtpd import app_status  # only where it is asked for
 
-    shared = app_status.Shared(share.counters, share.rows[0], share.stored)
+    shared = app_status.Shared(share.counters, history, share.rows[0], share.stored)
     return app_status.make_status(config, [each.socket for each in listeners], shared)
 
 

@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gsmtpd import __version__, control
-from gsmtpd.app_store import make_reader
+from gsmtpd.app_store import make_finder
 from gsmtpd.config import Config, ConfigError
+from gsmtpd.history import History
 from gsmtpd.metrics import Counters
-from gsmtpd.storage.reader import MailReader
 
 if TYPE_CHECKING:
     from gsmtpd.status.server import StatusServer
@@ -39,6 +39,7 @@ class Shared(NamedTuple):
     """What the process shares with others. row: its own of the counters. stored: see app.Share."""
 
     counters: Counters
+    history: History
     row: int
     stored: int
 
@@ -54,24 +55,14 @@ def make_status(config: Config, sockets: Sequence[socket.socket], shared: Shared
         version=__version__,
         password=chosen.password,
         hosts=tuple(address.host for address in chosen.listen),
-        open_finder=partial(_Finder, config),
+        open_finder=partial(make_finder, config),
         ask_master=partial(_ask, config.server.control_socket),
         counters=shared.counters,
+        history=shared.history,
         stored=shared.stored,
     )
     row = shared.counters.row(shared.row)
     return StatusServer(sockets, partial(make_application, parts), row)
-
-
-class _Finder:
-    def __init__(self, config: Config) -> None:
-        self.reader: MailReader = make_reader(config)
-
-    def ping(self) -> None:
-        self.reader.row(1)
-
-    def close(self) -> None:
-        self.reader.close()
 
 
 def _ask(path: str, command: str, about: str) -> dict[str, object]:

@@ -8,14 +8,17 @@ from aiohttp import web
 
 from gsmtpd.status.access import PAUSE, Door
 from gsmtpd.status.answers import Handler, explain, sorry
+from gsmtpd.status.arriving import Arrivals
 from gsmtpd.status.facts import Facts
 from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
+from gsmtpd.status.live import Live
 from gsmtpd.status.mails import Mails
 from gsmtpd.status.pages import Pages
 from gsmtpd.status.parts import Parts
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.server import GUESTS, Ending
+from gsmtpd.status.waiting import Waiting
 
 MAX_BODY = 1024  # octets of a request; nothing here takes any
 _SLOWED = 1.0  # seconds that who has said a wrong password waits
@@ -30,9 +33,12 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
     )
     app[GUESTS] = []
     readers = Readers(parts.open_finder)
+    arrivals = Arrivals(parts.open_finder, parts.stored)
+    ending.call(arrivals.end)
 
     async def close(_: web.Application) -> None:
         readers.close()
+        arrivals.close()
 
     async def prepare(_: web.Request, response: web.StreamResponse) -> None:
         guard(response)
@@ -41,7 +47,14 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
 
     app.on_response_prepare.append(prepare)
     app.on_cleanup.append(close)
-    for part in (Health(parts, readers), Facts(parts), Mails(readers), Pages()):
+    for part in (
+        Health(parts, readers),
+        Facts(parts),
+        Live(parts.history, ending),
+        Waiting(readers, arrivals),
+        Mails(readers),
+        Pages(),
+    ):
         app.router.add_routes(part.routes())
     return app
 

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from gsmtpd.status import parameters
 from gsmtpd.status.answers import said
 from gsmtpd.status.parts import Parts
 
@@ -20,7 +21,13 @@ class Facts:
         """The paths."""
         return [
             web.get("/api/status", self._status),
+            web.get("/api/sessions", self._sessions),
         ]
 
-    async def _status(self, _: web.Request) -> web.Response:
+    async def _status(self, request: web.Request) -> web.Response:
+        parameters.parameters(request, {})
         return said(await asyncio.to_thread(self._parts.ask_master, "status", ""))
+
+    async def _sessions(self, request: web.Request) -> web.Response:
+        parameters.parameters(request, {})
+        return said(await asyncio.to_thread(self._parts.ask_master, "sessions", ""))

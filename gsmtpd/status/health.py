@@ -9,8 +9,9 @@ from aiohttp import web
 
 from gsmtpd.control import ControlError
 from gsmtpd.status.parts import Parts
-from gsmtpd.status.readers import Finder, Readers
+from gsmtpd.status.readers import Readers
 from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.finder import Finder
 
 _WITHIN = 2.0  # seconds that the database and the master have to answer
 _HOLDS = 0.5  # seconds that an answer is given again: anybody may ask

@@ -18,16 +18,24 @@ from gsmtpd.status.mail_json import (
     whole,
     without_octets,
 )
-from gsmtpd.status.readers import Finder, Readers
+from gsmtpd.status.readers import Readers
+from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import UnreadableError
+from gsmtpd.storage.search import Wanted
 
 LIMIT = 50
 MAX_LIMIT = 500
 _ID = "/api/mails/{id:[0-9]{1,19}}"
-_LIST = {
-    "limit": parameters.number(1, MAX_LIMIT),
+_WANTED = {
     "to": parameters.text,
+    "from": parameters.text,
+    "subject": parameters.text,
+    "text": parameters.text,
+    "domain": parameters.text,
+    "since": parameters.moment,
+    "until": parameters.moment,
 }
+_LIST = _WANTED | {"limit": parameters.number(1, MAX_LIMIT), "before": parameters.text}
 
 
 class Mails:
@@ -41,6 +49,7 @@ class Mails:
         return [
             web.get("/api/mails", self._list),
             web.get(_ID, self._mail),
+            web.delete(_ID, self._delete),
             web.get(f"{_ID}/raw", self._raw),
             web.get(f"{_ID}/text", self._text),
             web.get(f"{_ID}/headers", self._headers),
@@ -49,16 +58,20 @@ class Mails:
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
-        wanted = parameters.parameters(request, _LIST)
-        limit = wanted.get("limit", LIMIT)
+        values = parameters.parameters(request, _LIST)
+        limit, before = values.pop("limit", LIMIT), values.pop("before", "")
+        wanted = Wanted(from_=values.pop("from", ""), **values)
+        try:
+            page = await self._readers.ask(lambda finder: finder.search(wanted, limit, before))
+        except ValueError as error:
+            raise WrongError(str(error)) from None
+        return said({"mails": [facts_of(mail) for mail in page.mails], "next": page.next})
 
-        def find(finder: Finder) -> list[dict[str, Any]]:
-            reader = finder.reader
-            to = wanted.get("to")
-            mails = reader.for_address(to, limit) if to else reader.recent(limit)
-            return [facts_of(mail) for mail in reversed(mails)]
-
-        return said({"mails": await self._readers.ask(find), "next": None})
+    async def _delete(self, request: web.Request) -> web.Response:
+        mail_id = _asked(request)
+        if not await self._readers.ask(lambda finder: finder.delete(mail_id)):
+            raise _no_mail(mail_id)
+        return web.Response(status=204)
 
     async def _mail(self, request: web.Request) -> web.Response:
         mail_id = _asked(request)

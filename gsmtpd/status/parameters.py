@@ -42,6 +42,13 @@ def parameters(request: web.Request, known: Mapping[str, Check]) -> dict[str, An
     return found
 
 
+def needed(values: Mapping[str, Any], name: str) -> Any:
+    """The value that must be there. Raises WrongError."""
+    if name not in values:
+        raise WrongError(f"{name} is missing; say it")
+    return values[name]
+
+
 def text(value: str) -> str:
     """Some text."""
     if not value or "\0" in value:

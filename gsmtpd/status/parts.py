@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gsmtpd.history import History
 from gsmtpd.metrics import Counters
-from gsmtpd.status.readers import Finder
+from gsmtpd.storage.finder import Finder
 
 
 class Parts(NamedTuple):
@@ -24,4 +25,5 @@ class Parts(NamedTuple):
     open_finder: Callable[[], Finder]
     ask_master: Callable[[str, str], dict[str, Any]]
     counters: Counters
+    history: History
     stored: int

@@ -7,27 +7,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.reader import MailReader, UnreadableError
+from gsmtpd.storage.finder import Finder
+from gsmtpd.storage.reader import UnreadableError
 
 THREADS = 4
 Found = TypeVar("Found")
-
-
-class Finder(Protocol):
-    """What asks the store over one connection, for one thread."""
-
-    @property
-    def reader(self) -> MailReader:
-        """Reads single mails."""
-
-    def ping(self) -> None:
-        """Whether the database answers. Raises StoreError."""
-
-    def close(self) -> None:
-        """Close the connection."""
 
 
 class Readers:

@@ -407,10 +407,11 @@ def test_the_mistakes_in_the_example_are_reported_so(tmp_path: Path) -> None:
 KINDS = {
     "number": "number", "auto_number": "number", "size": "size", "duration": "time",
     "choice": "word", "path": "path", "optional_path": "path", "socket_path": "path",
-    "address_list": "list", "status_address_list": "list", "mysql_host_list": "list", "text": "name",
+    "address_list": "list", "mysql_host_list": "list", "text": "name",
     "optional_text": "name", "host_name": "name", "table_name": "name", "secret": "text",
     "optional_domain": "domain", "optional_number": "number", "optional_duration": "time",
-    "keep_list": "list", "field_name": "name", "body_address": "address", "yes_no": "word",
+    "status_address_list": "list", "keep_list": "list",
+    "field_name": "name", "body_address": "address", "yes_no": "word",
     "domain_pattern_list": "list", "address_pattern_list": "list", "local_part_list": "list",
     "network_list": "list", "dnsbl_list": "list", "resolver": "address", "query": "statement",
     "peer_list": "list", "path_or_no": "path", "smarthost": "host", "function_name": "name",
