@@ -54,6 +54,7 @@ setup(
             "pytest-xdist==3.8.0",  # tests that wait do so side by side: half of the time
             "redis==8.1.0",
             "ruff==0.17.6",
+            "selenium==4.51.0",  # drives Chromium
             "schemathesis==4.32.5",
             "types-PyMySQL==1.2.0.20260923",
         ],
