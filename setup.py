@@ -22,7 +22,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["gsmtpd", "gsmtpd.*"]),
-    package_data={"gsmtpd": ["*.configspec"], "gsmtpd.storage.schema": ["*/*.sql"]},
+    package_data={
+        "gsmtpd": ["*.configspec"],
+        "gsmtpd.status": ["page/*", "*.json"],
+        "gsmtpd.storage.schema": ["*/*.sql"],
+    },
     install_requires=[
         "configobj>=5.0.6",
         "DBUtils>=3.0",
@@ -36,12 +40,15 @@ setup(
         "memcached": ["pymemcache>=3.5"],
         "progress": ["tqdm>=4.64"],  # of gsmtpctl on a terminal
         "redis": ["redis>=4.3"],
+        "status": ["aiohttp>=3.8.4", "prometheus_client>=0.16"],
         "test": [
+            "aiohttp==3.14.5",
             "aiosmtpd==1.4.6",
             "dnspython==2.9.2",
             "hypothesis==6.170.15",
             "lxml==6.1.3",
             "mypy==2.4.1",
+            "prometheus_client==0.26.0",
             "pymemcache==4.0.0",
             "pyte==0.8.2",
             "pytest==9.2.0",
@@ -49,6 +56,8 @@ setup(
             "pytest-xdist==3.8.0",  # tests that wait do so side by side: half of the time
             "redis==8.1.0",
             "ruff==0.17.6",
+            "schemathesis==4.32.5",
+            "selenium==4.51.0",  # drives Chromium
             "tqdm==4.70.1",
             "types-PyMySQL==1.2.0.20260923",
         ],

@@ -31,6 +31,7 @@ from gsmtpd.app_store import (
 )
 from gsmtpd.board import Board, Slot
 from gsmtpd.config import Config
+from gsmtpd.history import History
 from gsmtpd.logs import Logs
 from gsmtpd.message.ids import id_maker
 from gsmtpd.metrics import Counter, Counters, StoreMeter
@@ -43,7 +44,7 @@ from gsmtpd.server.listeners import Listener
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage import sqlite
-from gsmtpd.storage.base import OnOwed, StoreError
+from gsmtpd.storage.base import OnStored, StoreError
 from gsmtpd.storage.retention import OnProgress, Times
 from gsmtpd.storage.spooling import with_spool
 from gsmtpd.storage.sqlite_retention import purge_sqlite, sqlite_chore
@@ -53,6 +54,7 @@ from gsmtpd.storage.writer import GroupCommitWriter
 if TYPE_CHECKING:
     from gsmtpd.handlers.dispatcher import Dispatcher
     from gsmtpd.handlers.hook_threads import MessageHook, RecipientHook
+    from gsmtpd.status.server import StatusServer
     from gsmtpd.storage.mysql import MySQLStore
 
 # What app_store makes is had from here as well.
@@ -65,20 +67,23 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+STATUS = "status"  # the name of its sockets
 _LANES = 2  # of an SMTP thread: while one waits for its COMMIT, the other may begin
 
 
 class Share(NamedTuple):
     """What one process shares with all. rows: one for each SMTP thread.
 
-    owed: an eventfd that wakes who runs handlers, -1 for none. store: the row of what its store
-    takes, None where nobody asks. board: where its threads show what they do.
+    owed: an eventfd that wakes who runs handlers, stored: who waits for mail; -1 for none. store:
+    the row of what its store takes, None where nobody asks. board: where its threads show what
+    they do.
     """
 
     counters: Counters
     rows: range
     seat: Seat
     owed: int = -1
+    stored: int = -1
     store: int | None = None
     board: Board | None = None
 
@@ -105,6 +110,11 @@ def wanted(config: Config) -> dict[str, list[tuple[str, int]]]:
         listener.name: [(address.host, address.port) for address in listener.addresses]
         for listener in config.listeners
     }
+
+
+def wanted_status(config: Config) -> dict[str, list[tuple[str, int]]]:
+    """The addresses to serve [status] on."""
+    return {STATUS: [(address.host, address.port) for address in config.status.listen]}
 
 
 def make_logs(config: Config, foreground: bool) -> Logs:
@@ -158,18 +168,18 @@ def make_engine(
     """
     _arm_failpoints()
     servers: list[SMTPServer] = []
-    on_owed = partial(_wake, share.owed)
+    on_stored = partial(_wake, share.owed, share.stored)
     away = share.counters.row(share.rows[0])
     database = make_database_store(
         config,
         partial(_limit_size, servers, config.limits.max_size, first),
         first,
         partial(away.__setitem__, Counter.HOSTS_AWAY),
-        on_owed,
+        on_stored,
     )
     lanes = _lanes(config, share) if listeners else 0
     meter = None if share.store is None else StoreMeter(share.counters.row(share.store))
-    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_owed, meter)
+    writer, drainers = _make_writer(config, database, bool(listeners), lanes, on_stored, meter)
     carriers: list[Carrier] = []
     if lanes and writer is not None and not isinstance(database, sqlite.SQLiteStore | None):
         carriers += [Carrier(writer, database.open_lane) for _ in range(lanes)]
@@ -240,6 +250,24 @@ def make_dispatcher(config: Config, share: Share) -> Dispatcher:
     return app_handlers.make_dispatcher(config, shared)
 
 
+def make_status(
+    config: Config, listeners: Sequence[Listener], share: Share, history: History
+) -> StatusServer:
+    """What serves [status], in a process of its own. Its row is the only one of `share`."""
+    from gsmtpd import app_status  # only where it is asked for
+
+    shared = app_status.Shared(share.counters, history, share.rows[0], share.stored)
+    return app_status.make_status(config, [each.socket for each in listeners], shared)
+
+
+def check_status(config: Config) -> None:
+    """Whether what [status] needs is installed. Raises ConfigError."""
+    if config.status.listen:
+        from gsmtpd import app_status
+
+        app_status.check(config.path)
+
+
 def _arm_failpoints() -> None:
     if directory := os.environ.get("GSMTPD_FAILPOINTS"):
         from gsmtpd.failpoints import arm  # only for tests: nothing is to cost anything otherwise
@@ -247,11 +275,12 @@ def _arm_failpoints() -> None:
         arm(directory)
 
 
-def _wake(owed: int) -> None:
-    """Tell who runs handlers that there is something to do."""
-    if owed >= 0:
-        with suppress(BlockingIOError):  # it has been told so often that it knows
-            os.eventfd_write(owed, 1)
+def _wake(owed: int, stored: int, is_owed: bool) -> None:
+    """Tell who waits for mail that there is some, and who runs handlers if it is for them."""
+    for eventfd in (owed if is_owed else -1, stored):
+        if eventfd >= 0:
+            with suppress(BlockingIOError):  # they have been told so often that they know
+                os.eventfd_write(eventfd, 1)
 
 
 def _make_writer(
@@ -259,7 +288,7 @@ def _make_writer(
     database: sqlite.SQLiteStore | MySQLStore | None,
     spools: bool,
     lanes: int,
-    on_owed: OnOwed,
+    on_stored: OnStored,
     meter: StoreMeter | None,
 ) -> tuple[GroupCommitWriter | None, list[Upkeep]]:
     """What stores mail, and what empties the spool, if there is one.
@@ -275,7 +304,7 @@ def _make_writer(
         return GroupCommitWriter(store, 1, meter=meter), []
     drainers = []
     if chosen.spool and spools:
-        own = make_draining_store(config, on_owed)
+        own = make_draining_store(config, on_stored)
         later = with_more(config, own)
         store, drainer = with_spool(store, later, own, chosen.spool, chosen.spool_size)
         drainers.append(Upkeep([drainer], name="drainer"))

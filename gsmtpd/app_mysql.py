@@ -16,7 +16,7 @@ from gsmtpd.app_policy import query_threads
 from gsmtpd.config import Config
 from gsmtpd.message.row import RowMaker
 from gsmtpd.storage import mysql, mysql_schema
-from gsmtpd.storage.base import OnOwed
+from gsmtpd.storage.base import OnStored
 from gsmtpd.storage.counter import counter_chore
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mysql_connection import Database, Host
@@ -91,9 +91,9 @@ def make_store(
     on_capacity: mysql.OnCapacity,
     warn: bool,
     on_away: OnAway,
-    on_owed: OnOwed,
+    on_stored: OnStored,
 ) -> mysql.MySQLStore:
-    """The configured database, not connected yet. on_capacity … on_owed: see MySQLStore."""
+    """The configured database, not connected yet. on_capacity … on_stored: see MySQLStore."""
     return mysql.MySQLStore(
         make_database(config),
         rows,
@@ -103,11 +103,11 @@ def make_store(
         on_capacity,
         query_threads(config),
         on_away,
-        on_owed=on_owed,
+        on_stored=on_stored,
     )
 
 
-def make_draining_store(config: Config, rows: RowMaker, on_owed: OnOwed) -> mysql.MySQLStore:
+def make_draining_store(config: Config, rows: RowMaker, on_stored: OnStored) -> mysql.MySQLStore:
     """The database for what empties the spool.
 
     On one connection with a lock: when that is had, the COMMIT of a worker that was killed while
@@ -121,7 +121,7 @@ def make_draining_store(config: Config, rows: RowMaker, on_owed: OnOwed) -> mysq
         warn=False,
         strict=config.store.durability == "strict",
         lock=f"gsmtpd spool {hashlib.sha256(spool.encode()).hexdigest()[:40]}",
-        on_owed=on_owed,
+        on_stored=on_stored,
     )
 
 

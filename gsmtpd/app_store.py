@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gsmtpd.config import Config
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.storage import spool_file, sqlite
-from gsmtpd.storage.base import OnOwed, Store, StoreError
+from gsmtpd.storage.base import OnStored, Store, StoreError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
@@ -182,7 +182,7 @@ def make_database_store(
     on_capacity: OnCapacity = lambda size: None,
     warn: bool = False,
     on_away: OnAway = lambda bits: None,
-    on_owed: OnOwed = lambda: None,
+    on_stored: OnStored = lambda owed: None,
     handled: bool = True,
 ) -> sqlite.SQLiteStore | MySQLStore | None:
     """The configured database alone, not connected yet; None for null.
@@ -193,19 +193,19 @@ def make_database_store(
     rows = _row_maker(config, handled)
     durable = chosen.durability == "strict"
     if chosen.backend == "sqlite":
-        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable, on_owed)
+        return sqlite.SQLiteStore(chosen.sqlite.path, rows, durable, on_stored)
     if chosen.backend == "mysql":
         from gsmtpd import app_mysql
 
-        return app_mysql.make_store(config, rows, on_capacity, warn, on_away, on_owed)
+        return app_mysql.make_store(config, rows, on_capacity, warn, on_away, on_stored)
     return None
 
 
-def make_draining_store(config: Config, on_owed: OnOwed) -> MySQLStore:
+def make_draining_store(config: Config, on_stored: OnStored) -> MySQLStore:
     """The database for what empties the spool."""
     from gsmtpd import app_mysql
 
-    return app_mysql.make_draining_store(config, _row_maker(config), on_owed)
+    return app_mysql.make_draining_store(config, _row_maker(config), on_stored)
 
 
 def with_more(

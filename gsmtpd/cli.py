@@ -246,6 +246,7 @@ def _load(path: str, port: int | None, log: str | None, verbose: bool) -> config
         # Whose libraries may be missing.
         app.make_body_store(loaded)
         app_policy.make_blocklists(loaded)
+        app.check_status(loaded)
     except StoreError as error:
         raise config.ConfigError(f"{loaded.path}: {error}") from error
     return loaded
@@ -291,24 +292,26 @@ def _serve(
 ) -> int:
     """Bind as root, then become `identity`; all else is done as that."""
     notifier = Notifier()
-    listeners = _bind(chosen)
-    for held in listeners if os.geteuid() == 0 else ():
+    listeners, status = _bind(chosen)
+    for held in (*listeners, *status) if os.geteuid() == 0 else ():
         # The kernel lets sockets of one user only share a port, see open_listeners.
         os.fchown(held.socket.fileno(), identity.uid, identity.gid)
     for path in (chosen.server.pid_file, chosen.server.control_socket):
         privileges.make_directory(os.path.dirname(path), identity)
     _become(identity)
     if foreground:
-        return Master(_setup(chosen, identity, listeners, True), load_again, notifier, True).run()
+        setup = _setup(chosen, identity, listeners, status, True)
+        return Master(setup, load_again, notifier, True).run()
     pid_file = _pid_file(chosen)
     try:
-        setup = _setup(chosen, identity, listeners, False)
+        setup = _setup(chosen, identity, listeners, status, False)
         if pid_file.stale:
             _log.warning(
                 "took over the pid file of process %s, which has not ended well", pid_file.stale
             )
         kept = [*setup.logs.descriptors, pid_file.descriptor]
-        caller = daemon.detach([*kept, *(held.socket.fileno() for held in listeners)])
+        sockets = [held.socket.fileno() for held in (*listeners, *status)]
+        caller = daemon.detach([*kept, *sockets])
         pid_file.write()
         return _run_daemon(setup, load_again, notifier, pid_file, caller)
     finally:
@@ -319,12 +322,14 @@ def _setup(
     chosen: config.Config,
     identity: privileges.Identity,
     listeners: list[Listener],
+    status: list[Listener],
     foreground: bool,
 ) -> Setup:
     """What the first workers are made from, its logs in use. Raises Stop."""
     policy, certificates = make_policy(chosen), _make_certificates(chosen)
     _check_hooks(chosen)
-    setup = Setup(chosen, listeners, _prepare(chosen, foreground), policy, certificates)
+    logs = _prepare(chosen, foreground)
+    setup = Setup(chosen, listeners, logs, policy, certificates, status)
     setup.logs.install()
     # A log that cannot be written is complained of on stderr, and soon that is nobody's.
     _log.info("gsmtpd %s starts", __version__)
@@ -421,11 +426,12 @@ def _pid_file(chosen: config.Config) -> daemon.PidFile:
         raise Stop(EX_UNAVAILABLE if error.running else EX_CANTCREAT, str(error)) from error
 
 
-def _bind(chosen: config.Config) -> list[Listener]:
+def _bind(chosen: config.Config) -> tuple[list[Listener], list[Listener]]:
+    """The sockets of the listeners, and those of [status]. Raises Stop."""
     addresses = app.wanted(chosen)
     try:
         passed = adopt_passed(addresses, passed_sockets())
-        return open_listeners(addresses, passed)
+        return open_listeners(addresses, passed), open_listeners(app.wanted_status(chosen))
     except ActivationError as error:
         raise Stop(EX_UNAVAILABLE, str(error)) from error
     except ListenError as error:

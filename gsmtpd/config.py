@@ -17,7 +17,7 @@ from typing import Any
 
 from configobj import ConfigObj  # type: ignore[import-untyped]
 
-from gsmtpd import config_handlers, config_tls
+from gsmtpd import config_handlers, config_secrets, config_status, config_tls
 from gsmtpd.config_checks import (
     CHECKS,
     Address,
@@ -33,7 +33,6 @@ from gsmtpd.config_checks import (
 from gsmtpd.config_environment import DEFAULT_LISTENER, override, variable_of
 from gsmtpd.config_file import (
     MANY,
-    MAX_FILE,
     ConfigError,
     Place,
     Report,
@@ -57,6 +56,7 @@ from gsmtpd.config_types import (
     RecipientsConfig,
     ServerConfig,
     SQLiteConfig,
+    StatusConfig,
     StoreConfig,
     TLSConfig,
 )
@@ -66,8 +66,8 @@ __all__ = [
     "Address", "BodyAddress", "BodyConfig", "CertificateConfig", "ClientsConfig", "Config",
     "ConfigError", "ContentConfig", "DomainsConfig", "HandlersConfig", "HooksConfig", "Keep",
     "LimitsConfig", "ListenerConfig", "LogConfig", "MySQLConfig", "MySQLHost", "RecipientsConfig",
-    "SQLiteConfig", "ServerConfig", "StoreConfig", "TLSConfig", "control_socket", "dump", "load",
-    "spool",
+    "SQLiteConfig", "ServerConfig", "StatusConfig", "StoreConfig", "TLSConfig",
+    "control_socket", "dump", "load", "spool",
 ]  # fmt: skip
 
 SPEC = Path(__file__).with_name("gsmtpd.configspec")
@@ -98,7 +98,9 @@ def load(
     tls = config_tls.certificates(tree["tls"], report)
     config_tls.check(listeners, tls, report)
     config_tls.check_memory(tree, report)
-    password, secret_file = _password(tree["store"]["mysql"], report)
+    mysql = tree["store"]["mysql"]
+    password, secret_file = config_secrets.password(mysql, ("store", "mysql"), report)
+    status, status_file = config_status.status(tree["status"], report)
     _check_backend(tree, report)
     handlers = config_handlers.handlers(tree, spec, report)
     if log_file is not None:
@@ -106,9 +108,9 @@ def load(
     report.raise_problems()
     if verbose:
         tree["log"]["level"] = "debug"
-    tree["store"]["mysql"]["password"] = password
-    made = _build(os.path.abspath(path), tree, listeners, tls, handlers, report)
-    secret_files = (secret_file, config_handlers.secret_file(handlers, report))
+    mysql["password"] = password
+    made = _build(os.path.abspath(path), tree, listeners, tls, handlers, status, report)
+    secret_files = (secret_file, config_handlers.secret_file(handlers, report), status_file)
     return replace(
         made,
         secret_files=tuple(dict.fromkeys(os.path.abspath(file) for file in secret_files if file)),
@@ -251,30 +253,6 @@ def _listeners(section: Any, port: int | None, report: Report) -> tuple[Listener
     return tuple(listeners)
 
 
-def _password(mysql: Any, report: Report) -> tuple[str, str]:
-    """The password, and the file it stands in: "" for none, or where the environment has it."""
-    place = Place(("store", "mysql"), "password_file")
-    password, file = str(mysql["password"]), mysql["password_file"]
-    if not file or report.failed(place):
-        named = password and Place(place.sections, "password") not in report.variables
-        return password, report.path if named else ""
-    if password:
-        report.problem(place, "stands beside password; write one of them")
-        return password, file
-    try:
-        with open(file, "rb") as lines:
-            password = lines.readline(MAX_FILE).rstrip(b"\r\n").decode()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        report.problem(place, f"{shown(file)} cannot be read: {reason}; check its path and rights")
-    else:
-        if not password:
-            report.problem(
-                place, f"the first line of {shown(file)} is empty; write the password there"
-            )
-    return password, file
-
-
 def _check_backend(tree: Any, report: Report) -> None:
     """Is there what needs another [store] backend?"""
     for section in ("domains", "recipients"):
@@ -302,6 +280,7 @@ def _build(
     listeners: tuple[ListenerConfig, ...],
     tls: TLSConfig,
     handlers: HandlersConfig,
+    status: StatusConfig,
     report: Report,
 ) -> Config:
     """The values in `tree`, all of them good, as dataclasses: their fields are the spec's keys."""
@@ -329,6 +308,7 @@ def _build(
         hooks=HooksConfig(**tree["hooks"]),
         handlers=handlers,
         log=LogConfig(**tree["log"]),
+        status=status,
         warnings=tuple(report.warnings),
     )
 

@@ -279,6 +279,12 @@ def address_list(value: str) -> tuple[Address, ...]:
 
 
 @_check
+def status_address_list(value: str) -> tuple[Address, ...]:
+    """Where the status page is served, or nothing."""
+    return _each_once(value, config_hosts.status_address)
+
+
+@_check
 def mysql_host_list(value: str) -> tuple[MySQLHost, ...]:
     """One or more MySQL servers."""
     hosts = _each(value, config_hosts.mysql_host)

@@ -15,6 +15,7 @@ from gsmtpd.wording import shown
 
 MYSQL_PORT = 3306
 DNS_PORT = 53
+LOOPBACK = "127.0.0.1"
 _BRACKETED = re.compile(r"\[([^][]*)\](?:(:)(.*))?", re.DOTALL)
 _MAX_SOCKET_PATH = 107  # bytes, see unix(7)
 
@@ -96,6 +97,23 @@ def listen_address(item: str) -> Address:
             f"{shown(item)} lacks its host or port; write host:port, e.g. 0.0.0.0:25 or [::]:25"
         )
     return Address(host, port)
+
+
+def status_address(item: str) -> Address:
+    """Where the status page is served; a port alone is one of 127.0.0.1."""
+    if not item.isdigit():
+        host, port = _host_and_port(item, 0)
+        if port is not None:
+            return Address(host, port)
+    elif (port := _port(item, item, 0)) is not None:
+        return Address(LOOPBACK, port)
+    raise ValueError(f"{shown(item)} lacks its port; write a port, e.g. 8025, or host:port")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    address = ip_address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def mysql_host(item: str) -> MySQLHost:

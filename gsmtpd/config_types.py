@@ -202,6 +202,18 @@ class HandlersConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusConfig:
+    """[status]; listen is empty for no. The password is read from password_file where that is set.
+
+    password: "" only where nothing but this machine's own addresses is listened on.
+    """
+
+    listen: tuple[Address, ...] = ()
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """[log]; an empty file leaves the choice to the caller, an empty mail_file means file."""
 
@@ -232,6 +244,7 @@ class Config:
     hooks: HooksConfig
     handlers: HandlersConfig
     log: LogConfig
+    status: StatusConfig
     warnings: tuple[str, ...] = field(compare=False)
     secret_files: tuple[str, ...] = field(compare=False, default=())
     key_files: tuple[str, ...] = field(compare=False, default=())

@@ -149,6 +149,8 @@ class Master:
     def _say_listening(self) -> None:
         where = ", ".join(map(str, self._current.listeners))
         _log.info("listening on %s; worker processes: %d", where, self._current.processes)
+        if self._current.status:
+            _log.info("status on %s", ", ".join(f"http://{each}/" for each in self._current.status))
 
     def _tick(self, now: float) -> None:
         self._workers.tick(now)
@@ -193,6 +195,7 @@ class Master:
         for other in self._setups():
             if other is not setup:
                 close_listeners(other.listeners, but=setup.listeners)
+                close_listeners(other.status, but=setup.status)
                 other.logs.close()
         setup.logs.install()
         setup.logs.remember(self._recent.append)
@@ -315,6 +318,7 @@ class Master:
         self._current.logs.inherit(old.logs)
         old.logs.close()
         take_leave(old.listeners, but=self._current.listeners)
+        take_leave(old.status, but=self._current.status)
         if _fixed(old.config) != _fixed(self._current.config):
             reload.warnings.append(
                 "[server] user, group, pid_file and control_socket change at a restart only"
@@ -342,6 +346,7 @@ class Master:
         self._workers.stop(failed.setup)
         failed.setup.logs.close()
         close_listeners(failed.setup.listeners, but=self._current.listeners)
+        close_listeners(failed.setup.status, but=self._current.status)
         self._reloaded(failed.answers, (why,), renews=failed.renews)
 
     def _reloaded(
@@ -382,9 +387,10 @@ class Master:
         self._notifier.stopping()
         self._stop_deadline = time.monotonic() + STOP_WITHIN + 1
         self._workers.stop()
-        close_listeners(self._current.listeners)
+        for setup in self._setups():
+            close_listeners(setup.listeners)
+            close_listeners(setup.status)
         if self._reload is not None:
-            close_listeners(self._reload.setup.listeners)
             self._reload = None  # who waits for it hears the end
 
     def _asked(self, command: str, about: str, answer: Answer) -> None:

@@ -31,14 +31,16 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
     load: reads it. foreground: see Master. Raises NotReloadedError.
     """
     listeners: list[Listener] = []
-    held = current.listeners
+    status: list[Listener] = []
+    held = [*current.listeners, *current.status]
     try:
         config = load()
         _check_spool(current.config, config)
         app.check_hooks(config)
         policy = make_policy(config)
         certificates = make_certificates(config)
-        listeners = open_listeners(app.wanted(config), held)
+        listeners = open_listeners(app.wanted(config), current.listeners)
+        status = open_listeners(app.wanted_status(config), current.status)
         if config.store != current.config.store:
             app.prepare_store(config)
         logs = app.make_logs(config, foreground)
@@ -47,9 +49,9 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
     except CertificateError as error:
         raise NotReloadedError(f"[tls] {error}") from error
     except (PrivilegeError, ListenError, StoreError, LogError) as error:
-        close_listeners(listeners, but=held)
+        close_listeners([*listeners, *status], but=held)
         raise NotReloadedError(str(error)) from error
-    return Setup(config, listeners, logs, policy, certificates)
+    return Setup(config, listeners, logs, policy, certificates, status)
 
 
 def _check_spool(current: Config, config: Config) -> None:

@@ -35,7 +35,7 @@ _TRIM_LOOK = heap.TRIM_EVERY * 1000  # milliseconds
 
 
 class Served(Protocol):
-    """What a worker runs: an Engine, or what runs handlers."""
+    """What a worker runs: an Engine, what runs handlers, or what serves the status page."""
 
     @property
     def idle(self) -> bool:

@@ -9,7 +9,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -46,6 +46,7 @@ class Setup(NamedTuple):
     logs: Logs
     policy: PolicyFiles
     certificates: Certificates | None
+    status: Sequence[Listener] = ()  # sockets of [status], no SMTP is spoken there
 
     @property
     def processes(self) -> int:
@@ -54,8 +55,14 @@ class Setup(NamedTuple):
 
     @property
     def children(self) -> int:
-        """How many workers it has: the last one runs the handlers, if there are any."""
-        return self.processes + bool(self.config.handlers.each)
+        """How many workers it has: behind those that serve clients one for each other role."""
+        return self.processes + bool(self.config.handlers.each) + bool(self.config.status.listen)
+
+    def role(self, number: int) -> str:
+        """What the worker `number` does."""
+        if number < self.processes:
+            return "smtp"
+        return "handlers" if self.config.handlers.each and number == self.processes else "status"
 
 
 @dataclass(eq=False)
@@ -80,7 +87,7 @@ class Child:
     @property
     def role(self) -> str:
         """What it does."""
-        return "smtp" if self.number < self.setup.processes else "handlers"
+        return self.setup.role(self.number)
 
     @property
     def threads(self) -> range:
@@ -119,6 +126,7 @@ class Workers:
         self.board = Board()
         self._crowd = Crowd()
         self._owed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who runs handlers
+        self._stored = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who waits for mail
         self.replaced = 0
         self._kept: Setup | None = kept
         self._selector = selector
@@ -256,7 +264,8 @@ class Workers:
         pid = _forked()
         if pid == 0:
             ours.close()
-            share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed)
+            stored = self._stored if setup.config.status.listen else -1
+            share = app.Share(self.counters, rows, self._crowd.seat(seat), self._owed, stored)
             if serves:
                 share = share._replace(rows=rows[:-1], store=rows[-1], board=self.board)
             self._be_worker(setup, number, share, theirs)
@@ -298,9 +307,14 @@ class Workers:
 
     def _served(self, setup: Setup, number: int, share: app.Share) -> worker.Served:
         """What the worker runs."""
-        if number >= setup.processes:
+        role = setup.role(number)
+        if role != "smtp":
             # They are served by a process that has neither listeners nor certificates.
             close_listeners(setup.listeners)
+        if role == "status":
+            return app.make_status(setup.config, setup.status, share, self.history)
+        close_listeners(setup.status)
+        if role == "handlers":
             return app.make_dispatcher(setup.config, share)
         return app.make_engine(
             setup.config,

@@ -81,6 +81,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEBIAN_PACKAGES = PACKAGES
 DEBIAN_PACKAGES |= {
     "apparmor_parser": "apparmor",
+    "chromedriver": "chromium-driver",
+    "chromium": "chromium",
     "curl": "curl",
     "dpkg-buildpackage": "dpkg-dev",
     "haproxy": "haproxy",

@@ -23,12 +23,14 @@ CONFIG = {
     "config_tls",
     "config_handlers",
     "config_environment",
+    "config_secrets",
+    "config_status",
     *VALUES,
 }
 BUILDING = DEPARTMENTS | {"server", "board", "logs", "config", "config_types"}
 SYSTEM = {"signals", "privileges", "systemd", "control"}
 PARTS = {
-    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks",
+    "app_policy", "app_listen", "app_mysql", "app_store", "app_handlers", "app_hooks", "app_status",
 }  # fmt: skip
 RUNNING = (
     BUILDING
@@ -53,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rates": {"metrics", "history"},
     "telling": {"metrics", "history", "rates", "board", "recent"},
     "server": DEPARTMENTS | {"board"},
+    "status": PROTOCOL | {"storage", "metrics", "history", "rates", "control", "server"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},
@@ -61,6 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_types": {"config_checks"},
     "config_tls": {"wording", "config_file", "config_checks", "config_types", "config_numbers"},
     "config_handlers": {"wording", "config_file", "config_types"},
+    "config_secrets": {"wording", "config_file"},
+    "config_status": {"config_secrets", "config_file", "config_hosts", "config_types"},
     "config_environment": {"wording", "config_file", "config_tls"},
     "config": {
         "wording",
@@ -70,6 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config_tls",
         "config_environment",
         "config_handlers",
+        "config_secrets",
+        "config_status",
     },
     "signals": set(),
     "privileges": set(),
@@ -82,9 +89,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_hooks": BUILDING,
     "app_mysql": BUILDING | {"app_policy"},
     "app_handlers": BUILDING | {"app_store", "app_mysql"},
+    "app_status": BUILDING
+    | {"__init__", "app_handlers", "app_store", "control", "history", "status"},
     "app_store": BUILDING | {"app_policy", "app_mysql"},
     "failpoints": DEPARTMENTS | {"server"},
-    "app": BUILDING | PARTS | {"failpoints"},
+    "app": BUILDING | PARTS | {"failpoints", "history", "status"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
     "workers": BUILDING | {"app", "worker", "history"},
     "next_setup": RUNNING,

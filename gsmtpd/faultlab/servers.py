@@ -241,7 +241,8 @@ class Gsmtpd(Server):
         merged = merge(self._defaults(), settings)
         is_new = not self.conf.exists()
         self.conf.write_text(render(merged))
-        if is_new and merged["store"].get("mysql", {}).get("password"):
+        secrets = merged["store"].get("mysql", {}), merged.get("status", {})
+        if is_new and any(section.get("password") for section in secrets):
             self.conf.chmod(0o600)  # gsmtpd refuses a password that others can read
 
     def _defaults(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MAX_TEXT = 262_144  # octets of a text part that are read
 MAX_NAME = 255  # characters of a file name or a type
 _MAX_TEXTS = 16  # that are decoded, for one that is not blank
 _MAX_INNER = 4 * MAX_TEXT  # octets of those
-_MAX_NESTED = 4  # messages in messages that are looked into where there is no text outside
+_MAX_NESTED = 4  # messages, each in the one before, that are looked into: the first with text
 
 # <meta charset=…> and its older form, where the part itself says nothing.
 _find_meta = re.compile(
@@ -102,15 +102,21 @@ def _attachment(content: bytes, part: Part) -> Attachment:
 
 
 def _text(content: bytes, texts: list[Part], attached: list[Part]) -> tuple[str, str]:
-    for _ in range(_MAX_NESTED):
-        if texts:
-            return _best(content, texts)
+    content, texts = _with_texts(content, texts, attached, _MAX_INNER)
+    return _best(content, texts) if texts else ("", "")
+
+
+def _with_texts(
+    content: bytes, texts: list[Part], attached: list[Part], limit: int
+) -> tuple[bytes, list[Part]]:
+    """The texts of the message, or of one within it where it has none, and its octets."""
+    for _ in range(_MAX_NESTED - 1):
         inner = next((part for part in attached if part.kind in MESSAGES), None)
-        if inner is None:
+        if texts or inner is None:
             break
-        content = payload(content, inner, _MAX_INNER)
+        content = payload(content, inner, limit)
         texts, attached = _sorted_out(content)
-    return "", ""
+    return content, texts
 
 
 def _best(content: bytes, texts: list[Part]) -> tuple[str, str]:
@@ -130,11 +136,43 @@ def _rank(part: Part) -> int:
 
 
 def _decoded(content: bytes, part: Part) -> tuple[str, str]:
-    octets = payload(content, part, MAX_TEXT)
+    text, charset = _characters(content, part, MAX_TEXT)
+    return (to_text(text) if part.kind == "text/html" else text), charset
+
+
+def _characters(content: bytes, part: Part, limit: int) -> tuple[str, str]:
+    octets = payload(content, part, limit)
     charset = one_line(charset_of(part.parameters)) if part.parameters else ""
-    if part.kind != "text/html":
-        return decode(octets, charset, cut=len(octets) == MAX_TEXT)
-    if not charset and not octets.isascii() and (meta := _find_meta(octets, 0, 2048)):
+    is_vague = part.kind == "text/html" and not charset and not octets.isascii()
+    if is_vague and (meta := _find_meta(octets, 0, 2048)):
         charset = meta[1].decode().lower()
-    text, charset = decode(octets, charset, cut=len(octets) == MAX_TEXT)
-    return to_text(text), charset
+    return decode(octets, charset, cut=len(octets) == limit)
+
+
+# ---- HTML as it was sent -----------------------------------------------------------------------
+
+
+class Html(NamedTuple):
+    """HTML as it was sent, in Unicode, and the octets of the message that it stands in."""
+
+    text: str
+    content: bytes
+
+
+def has_html(content: bytes) -> bool:
+    """Whether `html_of` finds any."""
+    return _html_part(content)[1] is not None
+
+
+def html_of(content: bytes, limit: int) -> Html | None:
+    """The first text/html of the message that is no attachment, None without; never raises.
+
+    About `limit` octets of it are read at most.
+    """
+    content, part = _html_part(content)
+    return Html(_characters(content, part, limit)[0], content) if part is not None else None
+
+
+def _html_part(content: bytes) -> tuple[bytes, Part | None]:
+    content, texts = _with_texts(content, *_sorted_out(content), len(content))
+    return content, next((part for part in texts if part.kind == "text/html"), None)

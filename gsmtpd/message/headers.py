@@ -120,6 +120,14 @@ def _fields(content: bytes) -> list[tuple[str, str]]:
     return _find_fields(section)
 
 
+def all_fields(content: bytes) -> list[tuple[str, str]]:
+    """The name and body of each field in the message `content`, in order: decoded, in one line.
+
+    For reading, and with the limits, of `read_fields`. Never raises.
+    """
+    return [(one_line(name), unstructured(body)) for name, body in _fields(content) if name]
+
+
 def read_fields(content: bytes, name: str) -> list[str]:
     """Each field of that name in the message `content`: decoded, in one line; never raises.
 

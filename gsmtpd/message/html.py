@@ -40,8 +40,8 @@ _Token = tuple[str, str, _Attributes]
 # In these patterns a repetition is possessive or can go on in one way only, and what stands behind
 # it cannot fail: so time is linear in what was sent. (Groups are not repeated possessively: see
 # headers.py.) What has no end goes to the end of the document, as in browsers.
-_COMMENT = r"!--(?:-?>|[^-]*+(?:-(?!-!?>)[^-]*+)*(?:--!?>)?)"
-_BOGUS = (
+COMMENT = r"!--(?:-?>|[^-]*+(?:-(?!-!?>)[^-]*+)*(?:--!?>)?)"
+BOGUS = (
     r"(?:[!?]|/(?![A-Za-z]))[^>]*+>?"  # <!DOCTYPE>, <![if !mso]>, <![CDATA[, <?xml:namespace>, </>
 )
 
@@ -60,17 +60,17 @@ _DROPPED = "|".join([_dropped(name) for name in _ELEMENTS.split()])
 # The end tag of <head> may be missing: then one of these ends it.
 _BODY = "a|b|blockquote|br|center|div|font|h[1-6]|hr|img|ol|p|pre|section|span|table|td|tr|ul"
 _NOT_IN_HEAD = rf"(?i:/?(?:body|html)|/head|{_BODY})[\s/>]"
-_HEAD = rf"{_name('head')}[^>]*+>?[^<]*+(?:<(?:{_DROPPED}|{_COMMENT}|(?!{_NOT_IN_HEAD}))[^<]*+)*"
-_VALUES = r"[^=>]*+(?:=\s*+(?:\"[^\"]*+\"?|'[^']*+'?)?[^=>]*+){0,500}[^>]*+"
+_HEAD = rf"{_name('head')}[^>]*+>?[^<]*+(?:<(?:{_DROPPED}|{COMMENT}|(?!{_NOT_IN_HEAD}))[^<]*+)*"
+VALUES = r"[^=>]*+(?:=\s*+(?:\"[^\"]*+\"?|'[^']*+'?)?[^=>]*+){0,500}[^>]*+"
 _scan = re.compile(
     r"([^<]*+(?:<(?![A-Za-z/!?])[^<]*+)*)"
-    rf"(?:<(?:{_DROPPED}|{_HEAD}|(/?[A-Za-z][^\s/>]*+)({_VALUES})>?|{_COMMENT}|{_BOGUS}))?"
+    rf"(?:<(?:{_DROPPED}|{_HEAD}|(/?[A-Za-z][^\s/>]*+)({VALUES})>?|{COMMENT}|{BOGUS}))?"
 ).findall
 
 # What libxml2 reads otherwise than browsers is kept from it: <![if !mso]> and CDATA (text up to
 # 2.13), text in <head> and behind </body>, references, and <a>, which <table> would end.
 _remove = re.compile(
-    rf"<(?:{_DROPPED}|{_HEAD}|{_COMMENT}|{_BOGUS}|/(?i:head|body|html)(?=[\s/>])[^>]*+>?)"
+    rf"<(?:{_DROPPED}|{_HEAD}|{COMMENT}|{BOGUS}|/(?i:head|body|html)(?=[\s/>])[^>]*+>?)"
 ).sub
 _rename = re.compile(r"(?<=<)(/?)[aA](?=[\s/>])").sub
 _TO_LXML = bytes.maketrans(b"&\f", b"\x7f ")
@@ -136,7 +136,7 @@ class _References(dict[str, str]):
         return "".join(parts)
 
 
-_find_attributes = re.compile(
+find_attributes = re.compile(
     r"([^\s/>][^\s/>=]*+)(?:\s*+=\s*+(?:\"([^\"]*+)\"?|'([^']*+)'?|([^\s>]*+)))?"
 ).findall
 _find_display_none = re.compile(r"display\s*+:\s*+none", re.IGNORECASE).search
@@ -147,7 +147,7 @@ def _parsed(attributes: _Attributes) -> Mapping[str, str]:
     """Attributes by lower-case name; where one occurs twice, the first counts."""
     if not isinstance(attributes, str):
         return {name: value.replace("\x7f", "&") for name, value in attributes.items()}
-    found: list[tuple[str, str, str, str]] = _find_attributes(attributes)
+    found: list[tuple[str, str, str, str]] = find_attributes(attributes)
     return {name.lower(): a or b or c for name, a, b, c in reversed(found)}
 
 

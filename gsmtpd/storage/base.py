@@ -49,8 +49,8 @@ class Letter(NamedTuple):
     deliveries: tuple[Delivery, ...] = ()
 
 
-OnOwed = Callable[[], None]
-"""Called where mail was stored that handlers are to act on; from any thread."""
+OnStored = Callable[[bool], None]
+"""Called behind each COMMIT of mail: whether handlers are to act on any of it. From any thread."""
 
 
 class StoreError(Exception):

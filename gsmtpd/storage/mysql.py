@@ -24,7 +24,7 @@ import pymysql
 
 from gsmtpd.message.body import NOTHING
 from gsmtpd.message.row import Message, RowMaker
-from gsmtpd.storage.base import Health, Letter, OnOwed, Outcome, Result, StoreError
+from gsmtpd.storage.base import Health, Letter, OnStored, Outcome, Result, StoreError
 from gsmtpd.storage.dedupe import COLUMNS, MAX_CANDIDATES, Copy, Key, candidates, rows_of
 from gsmtpd.storage.mysql_beside import Beside
 from gsmtpd.storage.mysql_connection import (
@@ -78,7 +78,7 @@ class MySQLStore:
     strict: also say where the server's settings do not make a COMMIT durable. lookups: how many
     threads use `query`, whose connections come on top.
     on_capacity: called with the largest message, in octets, that the server is sure to take.
-    on_away, lock: see Hosts; with a lock there is one connection. on_owed: see OnOwed.
+    on_away, lock: see Hosts; with a lock there is one connection. on_stored: see OnStored.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class MySQLStore:
         lookups: int = 0,
         on_away: OnAway = lambda bits: None,
         lock: str = "",
-        on_owed: OnOwed = lambda: None,
+        on_stored: OnStored = lambda owed: None,
     ) -> None:
         self._database = database
         self._rows = rows
@@ -100,7 +100,7 @@ class MySQLStore:
         self._strict = strict
         self._on_capacity = on_capacity
         self._health = Health("mysql")
-        self._on_owed = on_owed
+        self._on_stored = on_stored
         self._lock = threading.Lock()
         self._table: MailTable | None = None
         self._statement_bytes = _STATEMENT_BYTES
@@ -169,8 +169,7 @@ class MySQLStore:
 
     def _stored(self, letters: Sequence[Letter]) -> None:
         self._health.well()
-        if any(letter.deliveries for letter in letters):
-            self._on_owed()
+        self._on_stored(any(letter.deliveries for letter in letters))
 
     def open_lane(self) -> MySQLLane | None:
         """A connection for one thread that must not wait; None if that is not enough here.

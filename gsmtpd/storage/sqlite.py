@@ -14,7 +14,7 @@ from gsmtpd.storage.base import (
     LISTED,
     Health,
     Letter,
-    OnOwed,
+    OnStored,
     Outcome,
     Result,
     StoreError,
@@ -140,7 +140,7 @@ def _writable(path: str) -> bool:
 class SQLiteStore:
     """Keeps mail in the SQLite file at `path`. Several processes may share the file.
 
-    durable: whether a commit survives a power cut. on_owed: see OnOwed.
+    durable: whether a commit survives a power cut. on_stored: see OnStored.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class SQLiteStore:
         path: str,
         rows: RowMaker,
         durable: bool = True,
-        on_owed: OnOwed = lambda: None,
+        on_stored: OnStored = lambda owed: None,
     ) -> None:
         self._path = path
         self._rows = rows
@@ -156,7 +156,7 @@ class SQLiteStore:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._health = Health("sqlite")
-        self._on_owed = on_owed
+        self._on_stored = on_stored
         self._queries = Queries(partial(connect, path, durable), partial(identity, path))
 
     def prepare(self) -> None:
@@ -181,8 +181,7 @@ class SQLiteStore:
         except sqlite3.Error as error:
             return self._after_error(letters, error)
         self._health.well()
-        if any(letter.deliveries for letter in letters):
-            self._on_owed()
+        self._on_stored(any(letter.deliveries for letter in letters))
         return [Outcome.STORED] * len(letters)
 
     def copies(self, keys: Sequence[Key], since: float) -> list[Copy]:

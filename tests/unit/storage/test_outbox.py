@@ -216,7 +216,7 @@ def test_hostile_addresses(kept: Kept, local: str) -> None:
 def test_somebody_is_told_and_only_where_something_is_owed(path: str) -> None:
     told: list[int] = []
     rows = RowMaker("mx.example.com", handlers=Matcher(BOUND))
-    store = SQLiteStore(path, rows, on_owed=lambda: told.append(1))
+    store = SQLiteStore(path, rows, on_stored=lambda owed: owed and told.append(1))
     assert store.write([store.encode(message(1)), store.encode(message(2))]) == [STORED] * 2
     assert told == [1]
     other = Message("3" * 32, message(3).envelope._replace(recipients=(Mailbox("x", "y.z"),)),

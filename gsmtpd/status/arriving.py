@@ -1,0 +1,235 @@
+"""Which mail has just come, and who is waiting for it? One look for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Protocol, TypeVar
+
+from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.finder import Finder
+from gsmtpd.storage.reader import StoredMail
+from gsmtpd.storage.tail import AT_ONCE, Tail
+
+_log = logging.getLogger(__name__)
+
+REST = 0.02  # seconds between two looks at least: a busy gsmtpd commits hundreds of times a second
+REST_OF_STREAMS = 0.25  # where nobody waits for one mail
+LOOK = 1.0  # seconds between two looks at most: for mail that another machine has stored
+LINGER = 2.0  # seconds that it goes on looking when nobody waits: they come again
+_AFTER_TROUBLE = 1.0  # seconds
+_SWEEP = 5.0  # seconds between two looks for waiters whose client is gone
+Done = TypeVar("Done")
+
+
+class Waiter(Protocol):
+    """Waits for mail to some addresses."""
+
+    def offer(self, mail: StoredMail) -> None:
+        """This has come for it."""
+
+    def is_gone(self) -> bool:
+        """Whether nobody is there any more."""
+
+    def end(self) -> None:
+        """Nothing will come any more."""
+
+
+class Reader(Protocol):
+    """Reads all that comes, or what a filter leaves of it."""
+
+    def take(self, mails: Collection[StoredMail], cursor: str) -> None:
+        """These have come. cursor: of a tail that goes on behind them."""
+
+    def end(self) -> None:
+        """Nothing will come any more."""
+
+
+class Arrivals:
+    """Tells waiters and readers of new mail. For the loop's thread; a thread of its own asks.
+
+    open_finder: makes what asks; raises StoreError. stored: an eventfd that is written behind each
+    COMMIT of this gsmtpd.
+    """
+
+    def __init__(self, open_finder: Callable[[], Finder], stored: int) -> None:
+        self._open = open_finder
+        self._stored = stored
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="arrivals")
+        self._finder: Finder | None = None  # the thread's, as is the next
+        self._tail: Tail | None = None
+        self._cursor = ""  # of the tail, should it break
+        self._waiters: dict[str, set[Waiter]] = {}
+        self._readers: set[Reader] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._begun: asyncio.Future[str] | None = None
+        self._woken = asyncio.Event()
+        self._listening: list[asyncio.Future[str]] = []  # readers whose first look is to come
+        self._swept = time.monotonic()
+
+    async def begin(self) -> None:
+        """Look out from now on, at least, for who is among the waiters. Raises StoreError."""
+        self._begin()
+        assert self._begun is not None
+        await asyncio.shield(self._begun)
+
+    async def begin_reading(self) -> str:
+        """Look out from now on, for who is among the readers; the cursor behind what it was told.
+
+        Raises StoreError.
+        """
+        first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._listening.append(first)
+        self._begin()
+        self._woken.set()
+        return await first
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._begun = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run())
+
+    def wait(self, address: str, waiter: Waiter) -> None:
+        """Have `waiter` offered what comes to `address`, which is in lower case."""
+        self._waiters.setdefault(address, set()).add(waiter)
+
+    def leave(self, address: str, waiter: Waiter) -> None:
+        """Offer it no more."""
+        waiting = self._waiters.get(address, set())
+        waiting.discard(waiter)
+        if not waiting:
+            self._waiters.pop(address, None)
+
+    def read(self, reader: Reader) -> None:
+        """Have `reader` told of all that comes."""
+        self._readers.add(reader)
+
+    def leave_reading(self, reader: Reader) -> None:
+        """Tell it no more."""
+        self._readers.discard(reader)
+
+    def end(self) -> None:
+        """Tell all that nothing will come any more."""
+        for waiter in self._all_waiters():
+            waiter.end()
+        for reader in [*self._readers]:
+            reader.end()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _all_waiters(self) -> list[Waiter]:
+        return [each for waiting in self._waiters.values() for each in waiting]
+
+    # ---- looking ---------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Look, as long as somebody waits."""
+        try:
+            await self._look_on()
+        finally:
+            self._task = None
+            await self._in_thread(self._drop)
+
+    async def _look_on(self) -> None:
+        assert self._begun is not None
+        idle_since = time.monotonic()
+        while self._waiters or self._readers or time.monotonic() - idle_since < LINGER:
+            if self._waiters or self._readers:
+                idle_since = time.monotonic()
+            listening, self._listening = self._listening, []
+            try:
+                mails = await self._in_thread(partial(self._look, bool(self._readers)))
+            except StoreError as error:
+                for each in [self._begun, *listening]:
+                    if not each.done():
+                        each.set_exception(error)
+                        each.exception()  # somebody may have left who would have heard it
+                if not self._cursor:
+                    return
+                await asyncio.sleep(_AFTER_TROUBLE)
+                continue
+            self._tell(mails)
+            for each in [self._begun, *listening]:
+                if not each.done():
+                    each.set_result(self._cursor)
+            self._sweep()
+            await asyncio.sleep(REST if self._waiters else REST_OF_STREAMS)
+            if len(mails) < AT_ONCE:
+                await self._wait_for_more()
+
+    async def _wait_for_more(self) -> None:
+        """Until something was stored here, or for a while."""
+        loop = asyncio.get_running_loop()
+        if self._stored >= 0:
+            loop.add_reader(self._stored, self._wake)
+        try:
+            with suppress(asyncio.TimeoutError):  # noqa: UP041  # Python 3.10 had two
+                await asyncio.wait_for(self._woken.wait(), LOOK)
+        finally:
+            self._woken.clear()
+            if self._stored >= 0:
+                loop.remove_reader(self._stored)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # another process, around a reload, was faster
+            os.eventfd_read(self._stored)
+        self._woken.set()
+
+    def _tell(self, mails: list[StoredMail]) -> None:
+        if not mails:
+            return
+        for mail in sorted(mails) if self._waiters else ():
+            for address in {mail.recipient.lower(), mail.to.lower()}:
+                for waiter in [*self._waiters.get(address, ())]:
+                    waiter.offer(mail)
+        for reader in [*self._readers]:
+            reader.take(mails, self._cursor)
+
+    def _sweep(self) -> None:
+        """Have those end whose clients are gone; nobody else says so."""
+        if time.monotonic() - self._swept > _SWEEP:
+            self._swept = time.monotonic()
+            for waiter in self._all_waiters():
+                if waiter.is_gone():
+                    waiter.end()
+
+    # ---- in the thread ---------------------------------------------------------------------------
+
+    async def _in_thread(self, doing: Callable[[], Done]) -> Done:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, doing)
+
+    def _look(self, all_of_them: bool) -> list[StoredMail]:
+        """What has come since the last look. Raises StoreError."""
+        try:
+            if self._finder is None:
+                self._finder = self._open()
+            if self._tail is None:
+                self._tail = self._finder.tail(self._cursor)
+            tail = self._tail
+            # The waiters as they are once the rows are there: who comes later sees these rows.
+            mails = tail.look() if all_of_them else tail.rows_for(self._waiters)
+        except StoreError:
+            self._close()
+            raise
+        self._cursor = tail.cursor()
+        return mails
+
+    def _close(self) -> None:
+        """It broke; the next tail goes on where this one was."""
+        finder, self._finder, self._tail = self._finder, None, None
+        if finder is not None:
+            with suppress(StoreError):
+                finder.close()
+
+    def _drop(self) -> None:
+        """Nobody waits: the next tail begins anew."""
+        self._close()
+        self._cursor = ""

@@ -1,0 +1,103 @@
+"""How does gsmtpd do? What its master knows, its database, and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from gsmtpd.control import ControlError
+from gsmtpd.status import parameters
+from gsmtpd.status.answers import said
+from gsmtpd.status.parts import Parts
+
+Found = dict[str, Any]
+_HOLDS = 0.5  # seconds that the master's answer is given again
+_WAITING_HOLDS = 5.0  # likewise what the database and the outbox say, who are asked anew
+_WITHIN = 3.0  # seconds for these
+
+
+class Remembered:
+    """What `find` has found, for a while; it is called in a thread, and once for all who ask."""
+
+    def __init__(self, find: Callable[[], Any], seconds: float) -> None:
+        self._find = find
+        self._seconds = seconds
+        self._found: Any = None
+        self._found_at = float("-inf")  # monotonic seconds
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> Any:
+        """It. Raises what `find` raises."""
+        async with self._lock:
+            if time.monotonic() - self._found_at > self._seconds:
+                self._found = await asyncio.to_thread(self._find)
+                self._found_at = time.monotonic()
+            return self._found
+
+
+class Known:
+    """What is known of gsmtpd beside the counters, none of it asked too often."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._status = Remembered(lambda: parts.ask_master("status", ""), _HOLDS)
+        self._database = Remembered(parts.database, _WAITING_HOLDS)
+        self._waiting = Remembered(parts.waiting, _WAITING_HOLDS)
+
+    async def master(self) -> Found:
+        """What the master says of how it does. Raises ControlError."""
+        found: Found = await self._status.get()
+        return found
+
+    async def status(self) -> Found:
+        """What `gsmtpctl status --json` says. Raises ControlError."""
+        status, database, waiting = await asyncio.gather(
+            self.master(), _in_time(self._database), _in_time(self._waiting)
+        )
+        known = {host["host"]: dict(host) for host in status["database"]}
+        for each in database or []:
+            known.setdefault(each["host"], {"host": each["host"], "away": False}).update(each)
+        unknown = {"spool": None, "outbox": None}
+        found: Found = status | {"database": [*known.values()]} | (waiting or unknown)
+        return found
+
+    async def status_or_none(self) -> Found | None:
+        """Likewise; None where the master does not answer."""
+        try:
+            return await self.status()
+        except ControlError:
+            return None
+
+
+async def _in_time(what: Remembered) -> Any:
+    """It, or None where it takes too long."""
+    try:
+        return await asyncio.wait_for(asyncio.shield(what.get()), _WITHIN)
+    except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 had two
+        return None
+
+
+class Facts:
+    """/api/status and /api/sessions."""
+
+    def __init__(self, parts: Parts, known: Known) -> None:
+        self._known = known
+        self._sessions = Remembered(lambda: parts.ask_master("sessions", ""), _HOLDS)
+
+    def routes(self) -> list[web.RouteDef]:
+        """The paths."""
+        return [
+            web.get("/api/status", self._get_status),
+            web.get("/api/sessions", self._get_sessions),
+        ]
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        parameters.parameters(request, {})
+        return said(await self._known.status())
+
+    async def _get_sessions(self, request: web.Request) -> web.Response:
+        parameters.parameters(request, {})
+        return said(await self._sessions.get())

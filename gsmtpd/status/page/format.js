@@ -1,0 +1,69 @@
+// How is a value written for people?
+
+const known = (value) => typeof value === "number" && Number.isFinite(value);
+const NONE = "–";
+
+export function count(value) {
+  return known(value) ? Math.round(value).toLocaleString("en") : NONE;
+}
+
+// A rate or a mean: three digits that say something.
+export function rate(value) {
+  if (!known(value)) return NONE;
+  if (value >= 99.95) return count(value);
+  if (value >= 9.995) return value.toFixed(1);
+  return value === 0 ? "0" : value < 0.005 ? "<0.01" : value.toFixed(2);
+}
+
+// [number, unit] of octets, of a time in seconds.
+export function octets(value) {
+  if (!known(value)) return [NONE, ""];
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  while (value >= 1000 && at < units.length - 1) [value, at] = [value / 1024, at + 1];
+  return [at === 0 || value >= 99.95 ? String(Math.round(value)) : value.toFixed(1), units[at]];
+}
+
+export function delay(value) {
+  if (!known(value)) return [NONE, ""];
+  if (value >= 0.9995) return [value >= 9.95 ? count(value) : value.toFixed(1), "s"];
+  const thousandths = value * 1000;
+  return [thousandths >= 9.95 ? count(thousandths) : thousandths.toFixed(1), "ms"];
+}
+
+export const joined = ([number, unit]) => (unit ? `${number} ${unit}` : number);
+
+// A time span by its two largest units.
+export function lasting(seconds) {
+  if (!known(seconds)) return NONE;
+  for (const [size, unit, smaller, name] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ${Math.floor((seconds % size) / smaller)} ${name}`;
+  }
+  return seconds >= 60 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(Math.max(0, seconds))} s`;
+}
+
+const two = (number) => String(number).padStart(2, "0");
+
+// The time of day where the reader is; seconds since 1970.
+export function clock(seconds, withSeconds = true) {
+  const at = new Date(seconds * 1000);
+  const short = `${two(at.getHours())}:${two(at.getMinutes())}`;
+  return withSeconds ? `${short}:${two(at.getSeconds())}` : short;
+}
+
+export function day(at) {
+  return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+}
+
+// When a mail came: the time today, else the day.
+export function whenShort(iso) {
+  const at = new Date(iso);
+  if (Number.isNaN(at.getTime())) return iso;
+  return day(at) === day(new Date()) ? clock(at / 1000) : day(at);
+}
+
+export function when(seconds) {
+  return `${day(new Date(seconds * 1000))} ${clock(seconds)}`;
+}
+
+export const many = (number, one, more = `${one}s`) => `${count(number)} ${number === 1 ? one : more}`;

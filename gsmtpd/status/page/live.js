@@ -1,0 +1,194 @@
+// How does it do? The plots, what is to be known beside them, sessions, and one sentence on top.
+
+import { Stream, again, asked } from "./api.js";
+import { byId, element, quoted, say, table } from "./dom.js";
+import { clock, count, delay, joined, lasting, many, octets, rate } from "./format.js";
+import { facts, problemsOf } from "./facts.js";
+import { Recorder } from "./plot.js";
+import { STEPS, Samples } from "./samples.js";
+
+const LEADERS = 5; // reasons that have a colour; the others have one together
+const STATUS_EACH = 5000; // milliseconds
+const SESSIONS_EACH = 2000;
+
+const samples = new Samples();
+let span = 3600;
+let status = null;
+let recorder = null;
+let isStale = true; // there is a gap behind the last sample
+
+const short = (value) => Number(value.toPrecision(3)).toLocaleString("en");
+const column = (name) => (row) => row[name];
+const ratio = (above, below) => (row) => (row[below] > 0 ? row[above] / row[below] : null);
+const now = () => samples.lately(10);
+
+function strip(title, unit, tone, value, more = {}) {
+  return {
+    title, height: 64, least: 1, now, isStacked: false, hasLegend: false,
+    scale: short, small: rate, big: (row) => [rate(value(row)), unit],
+    series: () => [{ name: title, tone, value, isFilled: true }], ...more,
+  };
+}
+
+// Reasons keep their colours while the page is open, whichever leads.
+const tones = new Map();
+
+function reasons(rows) {
+  const sums = new Map();
+  for (const row of rows) {
+    for (const [name, value] of Object.entries(row)) {
+      if (name.startsWith("refused:") && value) sums.set(name, (sums.get(name) ?? 0) + value);
+    }
+  }
+  const names = [...sums.keys()].sort((a, b) => sums.get(b) - sums.get(a));
+  const leaders = names.slice(0, names.length > LEADERS + 1 ? LEADERS : LEADERS + 1);
+  const rest = names.slice(leaders.length);
+  for (const name of leaders) toneOf(name, leaders);
+  const series = leaders.map((name) => ({
+    name: name.slice(8).replaceAll("_", " "), tone: tones.get(name), value: column(name),
+    isFilled: true, isStacked: true,
+  }));
+  const others = (row) => rest.reduce((sum, name) => sum + (row[name] ?? 0), 0);
+  if (rest.length) series.push({ name: "others", tone: "reason-rest", value: others, isFilled: true, isStacked: true });
+  return series;
+}
+
+function toneOf(name, leaders) {
+  if (tones.has(name)) return;
+  const taken = new Set(leaders.map((one) => tones.get(one)));
+  const free = [0, 1, 2, 3, 4, 5].map((number) => `reason-${number}`).find((tone) => !taken.has(tone));
+  for (const [other, tone] of tones) if (tone === free) tones.delete(other);
+  tones.set(name, free);
+}
+
+const refused = (row) => Object.entries(row)
+  .reduce((sum, [name, value]) => (name.startsWith("refused:") ? sum + value : sum), 0);
+
+function strips() {
+  const inUnit = (write) => ({ scale: (value) => joined(write(value)), small: (value) => joined(write(value)) });
+  return [
+    strip("Mail", "a second", "accepted", column("accepted"), {
+      height: 132, hasLegend: true,
+      series: () => [
+        { name: "accepted", tone: "accepted", value: column("accepted"), isFilled: true },
+        { name: "refused after DATA", tone: "refused", value: column("refused") },
+        { name: "discarded", tone: "discarded", value: column("discarded") },
+      ],
+    }),
+    strip("Refusals", "a second", "refused", refused, {
+      height: 132, hasLegend: true, isStacked: true, series: reasons, least: 0.5,
+    }),
+    strip("Commit, 95th percentile", "", "latency", column("commit_p95"), {
+      least: 0.001, big: (row) => delay(row.commit_p95), ...inUnit(delay),
+    }),
+    strip("Rows in a commit", "", "batch", ratio("batch_rows", "commits")),
+    strip("Sessions", "open", "sessions", column("clients"), {
+      least: 5, big: (row) => [count(row.clients), "open"], scale: count,
+    }),
+    strip("Queue", "mails wait", "queue", column("queue"), {
+      least: 5, big: (row) => [count(row.queue), "mails wait"], scale: count,
+    }),
+    strip("Memory of mail under way", "", "memory", column("memory"), {
+      least: 1 << 20, big: (row) => octets(row.memory), ...inUnit(octets),
+    }),
+  ];
+}
+
+// ---- what is asked -----------------------------------------------------------------------------
+
+async function fill() {
+  isStale = false;
+  try {
+    const [fine, coarse] = await Promise.all(Object.entries(STEPS).map(([seconds, step]) =>
+      asked("api/history", { seconds, step })));
+    samples.fill(300, fine);
+    samples.fill(3600, coarse);
+    draw();
+  } catch {
+    isStale = true; // the stream says so when it is back
+  }
+}
+
+function draw() {
+  recorder.show(samples.rows[span], span);
+  const lately = now();
+  if (lately) say(byId("sentence"), sentence(lately));
+}
+
+function sentence(row) {
+  if (status?.state === "stopping") return "The server is stopping: it takes no new mail.";
+  const accepted = row.accepted >= 0.05 ? `Taking ${rate(row.accepted)} mails a second` : "No mail comes in at the moment";
+  const away = row.refused + refused(row);
+  return `${accepted}${away >= 0.05 ? `, refusing ${rate(away)}` : ""}.`;
+}
+
+async function lookAtStatus() {
+  try {
+    status = await asked("api/status");
+  } catch (error) {
+    showProblems([error.message]);
+    return;
+  }
+  const since = lasting(Date.now() / 1000 - status.began);
+  say(byId("server-facts"), `version ${status.version}, up ${since}`);
+  showProblems(problemsOf(status));
+  byId("facts").replaceChildren(...facts(status));
+}
+
+function showProblems(problems) {
+  const list = byId("problems");
+  const texts = problems.length ? problems : ["Nothing is wrong."];
+  if ([...list.children].map((item) => item.textContent).join("\n") === texts.join("\n")) return;
+  list.className = problems.length ? "bad" : "good";
+  list.replaceChildren(...texts.map((text) => element("li", {}, text)));
+  document.title = problems.length ? `gsmtpd: ${many(problems.length, "problem")}` : "gsmtpd: all is well";
+}
+
+async function lookAtSessions() {
+  let found;
+  try {
+    found = await asked("api/sessions");
+  } catch {
+    return; // the line on top says that nobody answers
+  }
+  const [number, wide] = [{ class: "right" }, { class: "wide" }];
+  byId("sessions").replaceChildren(table("Sessions now", [
+    ["Client", {}], ["For", number], ["What it does", { class: "doing" }], ["Mails", number],
+    ["Sent", { class: "right wide" }], ["TLS", wide],
+  ], found.sessions.map((one) => [
+    quoted(one.client), lasting(one.seconds), one.doing, count(one.messages),
+    joined(octets(one.octets)), one.tls ? "yes" : "no",
+  ]), "Nobody is connected."));
+  byId("slowest").replaceChildren(table("Slowest in the last minute", [
+    ["At", {}], ["Took", number], ["Client", {}], ["Size", number], ["Reply", { class: "reply wide" }],
+  ], found.slowest.map((one) => [
+    clock(one.time), joined(delay(one.delay)), quoted(one.client), joined(octets(one.size)), quoted(one.reply),
+  ]), "No mail in the last minute."));
+}
+
+// Start all of this; isShown: whether the view is on the screen.
+export function start(isShown, onConnection) {
+  recorder = new Recorder(byId("strips"), strips());
+  byId("spans").addEventListener("change", (event) => {
+    span = Number(event.target.value);
+    draw();
+  });
+  fill();
+  new Stream("api/live", "sample", (sample) => {
+    if (samples.last && sample.time - samples.last.time > 3) isStale = true; // the machine slept
+    samples.add(sample);
+    if (isStale) fill();
+    if (isShown()) draw();
+  }, {
+    onOpen: () => onConnection(true),
+    onLost: () => {
+      isStale = true;
+      onConnection(false);
+    },
+  });
+  const isSeen = () => isShown() && !document.hidden;
+  again(STATUS_EACH, () => !document.hidden, lookAtStatus);
+  again(SESSIONS_EACH, isSeen, lookAtSessions);
+}
+
+export const redraw = () => recorder && draw();

@@ -1,0 +1,107 @@
+"""What does a request ask for? Its parameters, each known and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from gsmtpd.status.answers import WrongError
+
+MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section 4.5.3.1)
+MAX_CURSOR = 2000  # of a cursor
+MAX_ID = (1 << 63) - 1
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+Check = Callable[[str], Any]
+
+
+def parameters(request: web.Request, known: Mapping[str, Check]) -> dict[str, Any]:
+    """The values of those parameters that the request has, each as its check makes it.
+
+    Raises WrongError for one that is unknown, there twice or empty, or not what it has to be.
+    """
+    found: dict[str, Any] = {}
+    for name, text in request.query.items():
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise WrongError(f"unknown parameter {name[:40]!r}; {takes}")
+        if name in found:
+            raise WrongError(f"{name} is there twice; say it once")
+        try:
+            text.encode()
+            found[name] = known[name](text)
+        except UnicodeEncodeError:
+            raise WrongError(f"{name} is not UTF-8") from None
+        except ValueError as error:
+            raise WrongError(f"{name}: {error}") from None
+    return found
+
+
+def needed(values: Mapping[str, Any], name: str) -> Any:
+    """The value that must be there. Raises WrongError."""
+    if name not in values:
+        raise WrongError(f"{name} is missing; say it")
+    return values[name]
+
+
+def text(value: str) -> str:
+    """Some text."""
+    if not value or "\0" in value:
+        raise ValueError("say some text, or leave the parameter out")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"say {MAX_TEXT} characters at most")
+    return value
+
+
+def cursor(value: str) -> str:
+    """Where something goes on: what an answer has said."""
+    if not value or len(value) > MAX_CURSOR:
+        raise ValueError("give it back as it came, or leave it out")
+    return value
+
+
+def number(least: int, most: int) -> Check:
+    """A number of these bounds."""
+
+    def check(value: str) -> int:
+        if not _NUMBER.fullmatch(value) or not least <= int(value) <= most:
+            raise ValueError(f"{value[:40]!r} is not a number from {least} to {most}")
+        return int(value)
+
+    return check
+
+
+def seconds(most: float) -> Check:
+    """A time that is not negative, in seconds."""
+
+    def check(value: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value, re.ASCII) or float(value) > most:
+            raise ValueError(f"{value[:40]!r} is not a number of seconds from 0 to {most:g}")
+        return float(value)
+
+    return check
+
+
+def moment(value: str) -> str:
+    """A time, as `date` in the table has it."""
+    try:
+        said = datetime.fromisoformat(value)
+        at = said.replace(tzinfo=UTC) if said.tzinfo is None else said.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise ValueError(
+            f"{value[:40]!r} is no time; say UTC as 2026-11-22 or 2026-11-22T09:30:00Z"
+        ) from None
+    # strftime's %Y has no zeros in front.
+    return f"{at.year:04}-{at:%m-%d %H:%M:%S}"
+
+
+def mail_id(request: web.Request) -> int:
+    """The id in the path. Raises HTTPNotFound for what is none."""
+    found = int(request.match_info["id"])
+    if found > MAX_ID:
+        raise web.HTTPNotFound
+    return found

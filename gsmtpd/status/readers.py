@@ -1,0 +1,52 @@
+"""How is the store asked without keeping anybody waiting? By a few threads, each with a Finder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.finder import Finder
+from gsmtpd.storage.reader import UnreadableError
+
+THREADS = 4
+Found = TypeVar("Found")
+
+
+class Readers:
+    """Asks the store. open_finder: makes a Finder for one thread; raises StoreError."""
+
+    def __init__(self, open_finder: Callable[[], Finder], threads: int = THREADS) -> None:
+        self._open = open_finder
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+
+    async def ask(self, question: Callable[[Finder], Found]) -> Found:
+        """What `question` makes of a Finder, in one of the threads. Raises StoreError."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, question)
+
+    async def work(self, doing: Callable[[], Found]) -> Found:
+        """What takes a while, of the processor alone, in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, doing)
+
+    def _ask(self, question: Callable[[Finder], Found]) -> Found:
+        finder: Finder | None = getattr(self._own, "finder", None)
+        if finder is None:
+            finder = self._own.finder = self._open()
+        try:
+            return question(finder)
+        except UnreadableError:
+            raise  # of one mail; the connection is well
+        except StoreError:
+            self._own.finder = None
+            with suppress(StoreError):
+                finder.close()
+            raise
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
