@@ -20,6 +20,7 @@ from gsmtpd import (
     ctl_outbox,
     ctl_purge,
     ctl_status,
+    ctl_tail,
     ctl_top,
     ctl_why,
 )
@@ -29,7 +30,7 @@ from gsmtpd.progress import progress
 from gsmtpd.storage.base import StoreError, StorePermissionError
 
 _OF_MAIL = (
-    ctl_mail, ctl_export, ctl_import, ctl_feed, ctl_purge, ctl_outbox, ctl_check, ctl_why,
+    ctl_mail, ctl_tail, ctl_export, ctl_import, ctl_feed, ctl_purge, ctl_outbox, ctl_check, ctl_why,
 )  # fmt: skip
 
 

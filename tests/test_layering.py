@@ -114,10 +114,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
     "ctl_purge": RUNNING | {"cli", "config_checks", "progress"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
+    "ctl_tail": RUNNING | {"cli", "ctl_arguments", "ctl_mail", "ctl_why"},
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
     | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
-    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_top", "ctl_why", "progress"},
+    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_tail", "ctl_top", "ctl_why", "progress"},
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
@@ -126,7 +127,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KNOW_CONFIG = {
     "cli", "ctl", "ctl_arguments", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge",
-    "ctl_status", "ctl_why", "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
+    "ctl_status", "ctl_tail", "ctl_why", "faultlab", "master", "next_setup", "workers", "app",
+    *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.
