@@ -42,10 +42,9 @@ class Following:
         return self._error.read_text()
 
     def wait_for(self, text: str) -> str:
-        """The line that has `text`, once it is there."""
+        """The first line that has `text`, once it is there."""
         wait_for(lambda: any(text in line for line in self.lines))
-        (line,) = (line for line in self.lines if text in line)
-        return line
+        return next(line for line in self.lines if text in line)
 
 
 @contextmanager
