@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "board": set(),
     "history": {"metrics"},
     "rates": {"metrics", "history"},
+    "exposition": {"metrics", "storage"},
     "telling": {"metrics", "history", "rates", "board", "recent"},
     "server": DEPARTMENTS | {"board"},
     "config_numbers": {"wording"},
