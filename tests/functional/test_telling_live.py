@@ -14,6 +14,7 @@ import pytest
 
 from gsmtpd.control import ControlError, ask
 from gsmtpd.metrics import Reason
+from gsmtpd.workers import SILENT_AFTER
 from tests.accounting import Client, Mail, send, with_token
 from tests.servers import Gsmtpd, MariaDB, mysql_store, wait_for
 
@@ -183,6 +184,12 @@ def test_history_in_steps(running: Gsmtpd) -> None:
     assert len(coarse) <= (len(fine) + 1) // 2 + 1
     # The same moments, however often it is asked.
     assert {row["time"] for row in coarse[:-1]} <= {row["time"] for row in table(running)}
+
+
+def test_who_only_counts_is_not_taken_for_silent(running: Gsmtpd) -> None:
+    """The store's row has no beats."""
+    until(lambda: len(table(running)) > SILENT_AFTER)
+    assert {one["state"] for one in asked(running, "status")["workers"]} == {"serving"}
 
 
 @pytest.mark.parametrize("about", ["x", "1 2 3", "0", "10 0"])
