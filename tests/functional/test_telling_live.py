@@ -16,7 +16,7 @@ from gsmtpd.control import ControlError, ask
 from gsmtpd.metrics import Reason
 from gsmtpd.workers import SILENT_AFTER
 from tests.accounting import Client, Mail, send, with_token
-from tests.servers import Gsmtpd, MariaDB, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, free_port, mysql_store, wait_for
 
 
 def asked(server: Gsmtpd, command: str, about: str = "") -> dict[str, Any]:
@@ -135,6 +135,21 @@ def test_who_was_sent_away_is_counted_once(
         assert reasons(server) == {word: 1}
         now = asked(server, "status")
         assert now["denied"] + now["crowded"] + now["turned_away"] == 1
+
+
+def test_who_is_one_too_many_behind_a_proxy_is_counted_once() -> None:
+    behind = "127.0.0.1", free_port()
+    listener = {"address": f"127.0.0.1:{behind[1]}", "proxy_from": "127.0.0.1"}
+    settings = {"listen": {"balanced": listener}, "limits": {"max_clients_per_ip": 1}}
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 25\r\n"
+    with Gsmtpd(settings) as server, Client(behind) as first:
+        first.send(header)
+        first.hello()
+        with Client(behind) as second:
+            second.send(header)
+            assert second.reply().code == 421
+        wait_for(lambda: reasons(server) == {"too_many_from_you": 1})
+        assert asked(server, "status")["crowded"] == 1
 
 
 def test_a_timeout_is_a_reason() -> None:
