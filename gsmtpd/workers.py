@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import selectors
 import signal
@@ -14,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-from gsmtpd import app, worker
+from gsmtpd import app, heap, worker
 from gsmtpd.board import Board, Shown
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.history import History
 from gsmtpd.logs import Logs
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import TAKEN, Counter, Counters
 from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.server.certificates import Certificates
@@ -197,8 +196,8 @@ class Workers:
                 "state": child.state,
                 "seconds": round(now - child.began, 1),
                 "clients": self._count(child, Counter.CLIENTS),
-                "accepted": self._count(child, Counter.ACCEPTED),
-                "rss": _resident(child.pid),
+                "accepted": self._count(child, *TAKEN),
+                "rss": heap.resident(child.pid),
             }
             for child in self._children.values()
         ]
@@ -208,8 +207,9 @@ class Workers:
         self.board.ask()
         return self.board.read(row for child in self._children.values() for row in child.rows)
 
-    def _count(self, child: Child, counter: Counter) -> int:
-        return sum(self.counters.row(row)[counter] for row in child.rows)
+    def _count(self, child: Child, *counters: Counter) -> int:
+        rows = map(self.counters.row, child.rows)
+        return sum(row[counter] for row in rows for counter in counters)
 
     # Time
 
@@ -397,15 +397,6 @@ def _forked() -> int:
     except OSError as error:
         _log.error("cannot start a worker: %s", error.strerror)
         return -1
-
-
-def _resident(pid: int) -> int | None:
-    """The octets of memory that a process has; None where that cannot be read."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def _how(code: int, killed: bool) -> str:

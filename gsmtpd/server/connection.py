@@ -23,7 +23,8 @@ from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.states import State
 from gsmtpd.smtp.xclient import ClientNamed
 from gsmtpd.storage.base import Duplicate, Outcome
-from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
+from gsmtpd.storage.job import Job
+from gsmtpd.storage.writer import GIVE_UP_AFTER
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.hook_threads import RecipientHook
@@ -333,11 +334,9 @@ class Connection(Client):
         elif not message.envelope.recipients:
             row[Counter.DISCARDED] += 1
         else:
-            row[Counter.ACCEPTED] += 1
+            row[Counter.DUPLICATES if stored_as else Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
-            if stored_as:
-                row[Counter.DUPLICATES] += 1
-            elif spooled:
+            if spooled:
                 row[Counter.SPOOLED] += 1
         delay = self.thread.now - submitted + self._asked_for
         if delay > self.thread.shown.slow_from:
