@@ -73,9 +73,7 @@ def all_at_once() -> str:
     """A page with every way to load and to run."""
     loads = [html.replace("{}", host(way)) for way, html in LOADS.items()]
     loads = [html.replace("{{", "{").replace("}}", "}") for html in loads]
-    runs = [
-        html.replace("{}", _CALL.format(host(f"run-{way}"))) for way, html in SCRIPTS.items()
-    ]
+    runs = [html.replace("{}", _CALL.format(host(f"run-{way}"))) for way, html in SCRIPTS.items()]
     return f"<html><body><p id=said>Look at me</p>{''.join(loads + runs)}<a href=x>x</a></body>"
 
 

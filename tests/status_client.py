@@ -115,8 +115,10 @@ def with_status(settings: Settings | None = None, **status: object) -> tuple[Set
 
 
 @contextmanager
-def served(settings: Settings | None = None, **status: object) -> Iterator[tuple[Gsmtpd, Status]]:
-    """A running gsmtpd with a [status], and what asks it."""
+def served(
+    settings: Settings | None = None, before: str = "", **status: object
+) -> Iterator[tuple[Gsmtpd, Status]]:
+    """A running gsmtpd with a [status], and what asks it. before: see Gsmtpd."""
     chosen, port = with_status(settings, **status)
-    with Gsmtpd(chosen) as daemon:
+    with Gsmtpd(chosen, before=before) as daemon:
         yield daemon, Status(port, str(status.get("password", "")))
