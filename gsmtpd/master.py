@@ -22,7 +22,7 @@ from gsmtpd import __version__, app, telling, worker
 from gsmtpd.config import Config
 from gsmtpd.control import Answer, ControlError, ControlServer
 from gsmtpd.maillog import timestamp
-from gsmtpd.metrics import Counter, Overload
+from gsmtpd.metrics import TAKEN, Counter, Overload
 from gsmtpd.next_setup import NotReloadedError, read_anew, renewed
 from gsmtpd.policy.lists import ListError
 from gsmtpd.recent import Recent
@@ -177,7 +177,7 @@ class Master:
             self._notifier.alive()
         total = self._workers.counters.total
         self._notifier.status(
-            f"clients: {total(Counter.CLIENTS)}, accepted: {total(Counter.ACCEPTED)},"
+            f"clients: {total(Counter.CLIENTS)}, accepted: {sum(map(total, TAKEN))},"
             f" refused: {total(Counter.REFUSED)}"
         )
         # So that new workers begin with what the others have. They say what is wrong.

@@ -18,7 +18,7 @@ class Counter(IntEnum):
     """What is counted."""
 
     CLIENTS = 0  # connections open now
-    ACCEPTED = 1  # messages answered with 250
+    ACCEPTED = 1  # messages answered with 250, but for DUPLICATES
     REFUSED = 2  # messages answered with 4xx or 5xx after their final dot
     RECEIVED_BYTES = 3  # octets of accepted messages
     TURNED_AWAY = 4  # connections answered with 421 because there were too many
@@ -32,7 +32,7 @@ class Counter(IntEnum):
     HANDLER_FAILED = 12  # calls of a handler that failed, and come again
     HANDLER_DEAD = 13  # mails that a handler is given up for
     SPOOLED = 14  # of those accepted: messages that wait in the spool until they are stored
-    DUPLICATES = 15  # of those accepted: messages that were stored already
+    DUPLICATES = 15  # messages answered with 250 that were stored already
     SESSIONS = 16  # connections that were taken, in all
     MEMORY = 17  # octets of mail under way, as max_memory counts them, about a second ago
     QUEUE = 18  # messages that waited for a writer, about a second ago
@@ -70,6 +70,7 @@ class Reason(IntEnum):
         return self.name.lower()
 
 
+TAKEN = (Counter.ACCEPTED, Counter.DUPLICATES)  # what people call accepted
 BITS = (Counter.OVERLOAD, Counter.HOSTS_AWAY)
 # Gone with their owner.
 _OF_NOW = (Counter.CLIENTS, Counter.BEATS, Counter.MEMORY, Counter.QUEUE, *BITS)

@@ -7,14 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 from gsmtpd.history import Sample
-from gsmtpd.metrics import BATCH_ROWS, COMMIT, Counter, Histogram, Reason
+from gsmtpd.metrics import BATCH_ROWS, COMMIT, TAKEN, Counter, Histogram, Reason
 
-_RATES = {
-    "accepted": Counter.ACCEPTED,
-    "refused": Counter.REFUSED,
-    "discarded": Counter.DISCARDED,
-    "received_bytes": Counter.RECEIVED_BYTES,
-    "sessions": Counter.SESSIONS,
+_RATES: dict[str, tuple[int, ...]] = {
+    "accepted": TAKEN,
+    "refused": (Counter.REFUSED,),
+    "discarded": (Counter.DISCARDED,),
+    "received_bytes": (Counter.RECEIVED_BYTES,),
+    "sessions": (Counter.SESSIONS,),
 }
 _NOW = {"clients": Counter.CLIENTS, "queue": Counter.QUEUE, "memory": Counter.MEMORY}
 _HANDLED = {"handled": Counter.HANDLED, "handler_failed": Counter.HANDLER_FAILED}
@@ -35,14 +35,14 @@ def rows(samples: Sequence[Sample]) -> list[list[Any]]:
 def _row(before: Sample, after: Sample) -> list[Any]:
     seconds = _seconds(before, after)
 
-    def rate(cell: int) -> float:
-        return _short((after.cells[cell] - before.cells[cell]) / seconds)
+    def rate(*cells: int) -> float:
+        return _short(sum(after.cells[cell] - before.cells[cell] for cell in cells) / seconds)
 
     commits = _difference(COMMIT, before, after)
     p95 = COMMIT.quantile(commits, 0.95)
     return [
         round(after.time, 3),
-        *map(rate, _RATES.values()),
+        *(rate(*cells) for cells in _RATES.values()),
         *(after.cells[cell] for cell in _NOW.values()),
         _short(sum(commits) / seconds),
         _short(rate(COMMIT.sum) * COMMIT.unit, 6),
@@ -75,8 +75,8 @@ def per_second(samples: Sequence[Sample]) -> dict[str, float]:
     before, after = samples[0], samples[-1]
     seconds = _seconds(before, after)
     rates = {
-        name: _short((after.cells[cell] - before.cells[cell]) / seconds)
-        for name, cell in _RATES.items()
+        name: _short(sum(after.cells[cell] - before.cells[cell] for cell in cells) / seconds)
+        for name, cells in _RATES.items()
     }
     return rates | {"commits": _short(sum(_difference(COMMIT, before, after)) / seconds)}
 

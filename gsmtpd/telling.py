@@ -10,7 +10,7 @@ from typing import Any
 from gsmtpd import rates
 from gsmtpd.board import Shown
 from gsmtpd.history import KEPT, History
-from gsmtpd.metrics import BITS, Counter
+from gsmtpd.metrics import BITS, TAKEN, Counter
 from gsmtpd.recent import Recent
 
 _SPAN, _STEP = 300, 1  # seconds, where `history` does not say
@@ -28,7 +28,8 @@ def counts(cells: Sequence[int]) -> dict[str, Any]:
         for counter in Counter
         if counter not in (Counter.BEATS, *BITS)
     }
-    return told | {"reasons": rates.reasons(cells)}
+    accepted = sum(cells[counter] for counter in TAKEN)
+    return told | {"accepted": accepted, "reasons": rates.reasons(cells)}
 
 
 def lately(samples: History) -> dict[str, Any]:

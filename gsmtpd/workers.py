@@ -19,7 +19,7 @@ from gsmtpd.board import Board, Shown
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.history import History
 from gsmtpd.logs import Logs
-from gsmtpd.metrics import Counter, Counters
+from gsmtpd.metrics import TAKEN, Counter, Counters
 from gsmtpd.policy.crowd import Crowd
 from gsmtpd.policy.files import PolicyFiles
 from gsmtpd.server.certificates import Certificates
@@ -197,7 +197,7 @@ class Workers:
                 "state": child.state,
                 "seconds": round(now - child.began, 1),
                 "clients": self._count(child, Counter.CLIENTS),
-                "accepted": self._count(child, Counter.ACCEPTED),
+                "accepted": self._count(child, *TAKEN),
                 "rss": _resident(child.pid),
             }
             for child in self._children.values()
@@ -208,8 +208,9 @@ class Workers:
         self.board.ask()
         return self.board.read(row for child in self._children.values() for row in child.rows)
 
-    def _count(self, child: Child, counter: Counter) -> int:
-        return sum(self.counters.row(row)[counter] for row in child.rows)
+    def _count(self, child: Child, *counters: Counter) -> int:
+        rows = map(self.counters.row, child.rows)
+        return sum(row[counter] for row in rows for counter in counters)
 
     # Time
 

@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "board": set(),
     "history": {"metrics"},
     "rates": {"metrics", "history"},
+    "exposition": {"metrics", "storage"},
     "telling": {"metrics", "history", "rates", "board", "recent"},
     "server": DEPARTMENTS | {"board"},
     "status": PROTOCOL | {"storage", "metrics", "history", "rates", "control", "server"},

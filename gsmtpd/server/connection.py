@@ -333,11 +333,9 @@ class Connection(Client):
         elif not message.envelope.recipients:
             row[Counter.DISCARDED] += 1
         else:
-            row[Counter.ACCEPTED] += 1
+            row[Counter.DUPLICATES if stored_as else Counter.ACCEPTED] += 1
             row[Counter.RECEIVED_BYTES] += len(message.content)
-            if stored_as:
-                row[Counter.DUPLICATES] += 1
-            elif spooled:
+            if spooled:
                 row[Counter.SPOOLED] += 1
         delay = self.thread.now - submitted + self._asked_for
         if delay > self.thread.shown.slow_from:
