@@ -38,6 +38,7 @@ setup(
         "dnsbl": ["dnspython>=2.3"],
         "html": ["lxml>=4.9"],
         "memcached": ["pymemcache>=3.5"],
+        "progress": ["tqdm>=4.64"],  # of gsmtpctl on a terminal
         "redis": ["redis>=4.3"],
         "status": ["aiohttp>=3.8.4", "prometheus_client>=0.16"],
         "test": [
@@ -49,13 +50,15 @@ setup(
             "mypy==2.4.1",
             "prometheus_client==0.26.0",
             "pymemcache==4.0.0",
+            "pyte==0.8.2",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
             "pytest-xdist==3.8.0",  # tests that wait do so side by side: half of the time
             "redis==8.1.0",
             "ruff==0.17.6",
-            "selenium==4.51.0",  # drives Chromium
             "schemathesis==4.32.5",
+            "selenium==4.51.0",  # drives Chromium
+            "tqdm==4.70.1",
             "types-PyMySQL==1.2.0.20260923",
         ],
     },

@@ -20,6 +20,7 @@ from gsmtpd import (
     ctl_outbox,
     ctl_purge,
     ctl_status,
+    ctl_top,
     ctl_why,
 )
 from gsmtpd.control import ControlError, ask, ask_to_stop
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="verb", metavar="COMMAND", required=True)
 
     ctl_status.add(verbs)
+    ctl_top.add(verbs)
 
     reload = verbs.add_parser("reload", help="have it take over its configuration as it is now")
     reload.set_defaults(run=_reload)

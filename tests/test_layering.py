@@ -106,6 +106,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_arguments": RUNNING | {"cli"},
     "ctl_status_text": {"ctl_words"},
     "ctl_status": RUNNING | {"cli", "ctl_arguments", "ctl_status_text"},
+    "ctl_top_screen": {"ctl_words", "wording"},
+    "ctl_top": RUNNING | {"cli", "ctl_arguments", "ctl_top_screen"},
     "ctl_mail": RUNNING | {"cli", "mailfiles", "ctl_arguments"},
     "ctl_export": RUNNING | {"cli", "mailfiles", "ctl_arguments", "ctl_mail", "progress"},
     "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail", "progress"},
@@ -116,7 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
     | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
-    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_why", "progress"},
+    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_top", "ctl_why", "progress"},
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},

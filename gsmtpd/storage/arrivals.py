@@ -149,11 +149,9 @@ def next_for(
     Raises StoreError.
     """
     within = Range(first=cursor.below + 1, but=cursor.seen)
-    if rows.is_sqlite:
-        found = rows.by_ids(ids_to(rows, address, 1, within, newest=False))
-        return (found[0], Cursor(found[0].mail_id)) if found else (None, cursor)
-    up_to = settled.id()  # before the query: what commits behind that has a higher id
+    # Asked before the query: what commits behind that has a higher id.
+    up_to = MOST_ID if rows.is_sqlite else settled.id()
     found = rows.by_ids(ids_to(rows, address, 1, within, newest=False))
     if found:
         return found[0], cursor.given(found[0].mail_id, up_to)
-    return None, cursor.risen(up_to)
+    return None, cursor if rows.is_sqlite else cursor.risen(up_to)

@@ -15,6 +15,7 @@ __all__ = [
     "UnreadableError",
 ]  # fmt: skip
 
+_ENDS = ("MIN", "MAX")
 _STEP = 1000  # rows that one query asks for: it has to end within the driver's timeout
 _EITHER = 32 + zlib.MAX_WBITS  # gzip's header or zlib's, whichever comes
 # What says that `mail` is compressed: our own word for it, and Guerrilla SMTPd's in `body`.
@@ -231,8 +232,9 @@ class SQLReader:
                 conditions.append(f"date {sign} {self.rows.mark}")
                 values.append(value)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        sql = f"SELECT MIN(mail_id), MAX(mail_id) FROM `{self.rows.table}`{where}"
-        ((first, last),) = self.rows.query(sql, *values)
+        # Each by itself: SQLite reads the whole index for both at once.
+        found = (f"(SELECT {end}(mail_id) FROM `{self.rows.table}`{where})" for end in _ENDS)
+        ((first, last),) = self.rows.query(f"SELECT {', '.join(found)}", *values, *values)
         return (0, -1) if first is None else (first, last)
 
     # ---- octets --------------------------------------------------------------------------------

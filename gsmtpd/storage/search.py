@@ -69,8 +69,9 @@ class _Step(NamedTuple):
 
 
 class _Walk(Protocol):
-    """A way through the mail. order: of its rows."""
+    """A way through the mail, from `begin` on, with rows in `order`."""
 
+    begin: _Place
     order: str
 
     def step(self, place: _Place, rows: int) -> _Step:
@@ -88,13 +89,14 @@ def search(rows: MailRows, wanted: Wanted, limit: int, before: str = "") -> Page
     """
     _check(rows, wanted)
     walk = _walk(rows, wanted)
-    place: _Place | None = _parse(before, walk) if before else _Place(_ALL_DATES, MOST_ID + 1)
+    place: _Place | None = _parse(before, walk) if before else walk.begin
     where, values = _filter(rows, wanted)
     limit = max(1, min(limit, MOST_MAILS))
     found: list[StoredMail] = []
     ends = time.monotonic() + _BUDGET
     many = max(limit + 1, _FIRST_ROWS) if where or wanted.to else limit + 1
-    while place is not None and len(found) <= limit and time.monotonic() < ends:
+    began = 0.0
+    while place is not None and len(found) <= limit and began < ends:
         began = time.monotonic()
         step = walk.step(place, many)
         if step.where:
@@ -160,8 +162,8 @@ def _spelled(rows: MailRows, text: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """`text` as LIKE finds it and nothing else."""
-    return re.sub(r"([!%_])", r"!\1", text)
+    """`text` as LIKE finds it and nothing else. A NUL is stored as U+FFFD, and ends a pattern."""
+    return re.sub(r"([!%_])", r"!\1", text.replace("\0", "\ufffd"))
 
 
 def _is_meant(mail: StoredMail, wanted: Wanted) -> bool:
@@ -188,6 +190,7 @@ def _walk(rows: MailRows, wanted: Wanted) -> _Walk:
 class _ByAddress:
     """Along the indexes on the recipient and the mailbox."""
 
+    begin = _Place("", MOST_ID + 1)
     order = "mail_id DESC"
 
     def __init__(self, rows: MailRows, address: str) -> None:
@@ -207,6 +210,7 @@ class _ByAddress:
 class _ById:
     """Along the primary key."""
 
+    begin = _Place("", MOST_ID + 1)
     order = "mail_id DESC"
 
     def __init__(self, rows: MailRows) -> None:
@@ -233,6 +237,7 @@ class _ByDate:
     table for ORDER BY date, mail_id, and for ORDER BY date alone none.
     """
 
+    begin = _Place(_ALL_DATES, MOST_ID + 1)
     order = "`date` DESC, mail_id DESC"
 
     def __init__(self, rows: MailRows, since: str, until: str) -> None:
