@@ -14,6 +14,7 @@ from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
 from gsmtpd.status.mails import Mails
+from gsmtpd.status.metrics import Metrics
 from gsmtpd.status.openapi import Description
 from gsmtpd.status.pages import Pages
 from gsmtpd.status.parts import Parts
@@ -53,6 +54,7 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
     for part in (
         Health(known, readers),
         Facts(parts, known),
+        Metrics(parts, known),
         Live(parts.history, ending),
         Waiting(readers, arrivals),
         Mails(readers),

@@ -243,7 +243,7 @@ _PATHS: dict[str, Schema] = {
             "ready", "Whether mail can be stored now.", {200: "it can", 503: "why it cannot"}
         )
     },
-    "/metrics": {"get": _get("metrics", "Numbers for Prometheus.", PLAIN, errors=(503,))},
+    "/metrics": {"get": _get("metrics", "Numbers for Prometheus.", PLAIN, errors=())},
     "/api/openapi.json": {
         "get": _get("description", "This description.", {"type": "object"}, errors=(400,))
     },
