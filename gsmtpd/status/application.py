@@ -10,6 +10,7 @@ from gsmtpd.status.access import PAUSE, Door
 from gsmtpd.status.answers import Handler, explain, sorry
 from gsmtpd.status.arriving import Arrivals
 from gsmtpd.status.facts import Facts, Known
+from gsmtpd.status.glances import Glances
 from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
@@ -36,7 +37,9 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
     app[GUESTS] = []
     readers = Readers(parts.open_finder)
     arrivals = Arrivals(parts.open_finder, parts.stored)
+    glances = Glances(readers)
     ending.call(arrivals.end)
+    ending.call(glances.end)
 
     async def close(_: web.Application) -> None:
         readers.close()
@@ -56,7 +59,7 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
         Facts(parts, known),
         Metrics(parts, known),
         Live(parts.history, ending),
-        Waiting(readers, arrivals),
+        Waiting(readers, arrivals, glances),
         Mails(readers),
         Description(parts.version),
         Pages(),

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gsmtpd.status import parameters, waiting
 from gsmtpd.status.answers import said
+from gsmtpd.status.glances import MOST
 from gsmtpd.status.mails import LIMIT, MAX_LIMIT
 
 Schema = dict[str, Any]
@@ -166,6 +167,11 @@ _STREAM = [
     _query("to", _SAID, _TO),
     _query("domain", _SAID, "of the recipient or of the mailbox"),
     _query("after", _ALL_MAIL, "the id of an event; as Last-Event-ID"),
+    _query(
+        "most",
+        {"type": "integer", "minimum": 1, "maximum": MOST},
+        "for people: the newest so many twice a second; where more come, the others are left out",
+    ),
 ]
 _HISTORY = [
     _query("seconds", _number(1, 3600, 3600), "how far back"),
