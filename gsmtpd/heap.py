@@ -1,8 +1,9 @@
-"""How does a worker give memory back? By how it uses the C library's heap."""
+"""How does a worker give memory back, and how much has it? By how it uses the C library's heap."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 _M_ARENA_MAX = -8  # malloc.h of glibc
 TRIM_EVERY = 5.0  # seconds
@@ -29,3 +30,12 @@ def trim() -> None:
     """
     if _malloc_trim is not None:
         _malloc_trim(0)
+
+
+def resident(pid: int) -> int | None:
+    """The octets of memory that a process has now; None where that cannot be read, see proc(5)."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return None

@@ -105,7 +105,7 @@ class Recent:
             return [], position, 0
         if not position:
             return [], self._position(first + octets.rfind(b"\n") + 1), 0
-        found, used, lost = _taken(octets, whole=first == start)
+        found, used, lost = _taken(octets)
         lost += bool(first > start) * max(1, (first - start) * (len(found) + 1) // max(used, 1))
         return found, self._position(first + used), lost
 
@@ -163,14 +163,14 @@ class Recent:
             self._file = -1
 
 
-def _taken(octets: bytes, whole: bool) -> tuple[list[dict[str, Any]], int, int]:
+def _taken(octets: bytes) -> tuple[list[dict[str, Any]], int, int]:
     """The first records in `octets`, how many octets those are, and how many were lost.
 
-    whole: whether it begins with a whole line.
+    It may begin within a line, which is none then.
     """
     found: list[dict[str, Any]] = []
     lost = 0
-    used = 0 if whole else octets.find(b"\n") + 1
+    used = 0
     room = MAX_ANSWER
     while (end := octets.find(b"\n", used)) >= 0:
         record = _record(octets[used:end])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import selectors
 import signal
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-from gsmtpd import app, worker
+from gsmtpd import app, heap, worker
 from gsmtpd.board import Board, Shown
 from gsmtpd.config import Config, ConfigError
 from gsmtpd.history import History
@@ -198,7 +197,7 @@ class Workers:
                 "seconds": round(now - child.began, 1),
                 "clients": self._count(child, Counter.CLIENTS),
                 "accepted": self._count(child, *TAKEN),
-                "rss": _resident(child.pid),
+                "rss": heap.resident(child.pid),
             }
             for child in self._children.values()
         ]
@@ -398,15 +397,6 @@ def _forked() -> int:
     except OSError as error:
         _log.error("cannot start a worker: %s", error.strerror)
         return -1
-
-
-def _resident(pid: int) -> int | None:
-    """The octets of memory that a process has; None where that cannot be read."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def _how(code: int, killed: bool) -> str:

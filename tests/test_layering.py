@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failpoints": DEPARTMENTS | {"server"},
     "app": BUILDING | PARTS | {"failpoints", "history", "status"},
     "worker": BUILDING - {"config", "config_types"} | {"heap", "signals"},
-    "workers": BUILDING | {"app", "worker", "history"},
+    "workers": BUILDING | {"app", "worker", "history", "heap"},
     "next_setup": RUNNING,
     "master": RUNNING | {"next_setup", "telling"},
     "cli": RUNNING | {"master", "daemon"},

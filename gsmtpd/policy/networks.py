@@ -46,3 +46,9 @@ class NetworkSet:
                 kind = ipaddress.IPv4Network if address.version == 4 else ipaddress.IPv6Network
                 return network_text(kind(start))
         return ""
+
+
+def ip_of(client_address: tuple[str, int]) -> str:
+    """The IP address of a client; a dual-stack socket names IPv4 as ::ffff:192.0.2.1."""
+    ip = client_address[0]
+    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip

@@ -14,6 +14,7 @@ from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
 from gsmtpd.metrics import Reason
+from gsmtpd.policy.networks import ip_of
 from gsmtpd.server.proxy import ProxyError, parse_proxy
 from gsmtpd.server.reasons import reason_of
 from gsmtpd.server.stream import COMMANDS, CONTENT, Stream
@@ -37,12 +38,6 @@ class Leave(IntEnum):
     AT_NEXT_COMMAND = 0  # 421 is the answer to whatever the client says next
     UNASKED = 1  # unless it is in the middle of a message, it hears 421 now
     IN_DATA = 2  # in a message as well
-
-
-def ip_of(client_address: tuple[str, int]) -> str:
-    """The IP address of a client; a dual-stack socket names IPv4 as ::ffff:192.0.2.1."""
-    ip = client_address[0]
-    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip
 
 
 class Client(ABC):

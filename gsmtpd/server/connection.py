@@ -23,7 +23,8 @@ from gsmtpd.smtp.reply import Reply, queued
 from gsmtpd.smtp.states import State
 from gsmtpd.smtp.xclient import ClientNamed
 from gsmtpd.storage.base import Duplicate, Outcome
-from gsmtpd.storage.writer import GIVE_UP_AFTER, Job
+from gsmtpd.storage.job import Job
+from gsmtpd.storage.writer import GIVE_UP_AFTER
 
 if TYPE_CHECKING:
     from gsmtpd.handlers.hook_threads import RecipientHook

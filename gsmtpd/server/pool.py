@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from gsmtpd.server.client import Client, Leave
     from gsmtpd.server.connection import Connection
     from gsmtpd.server.tcp import SMTPServer
-    from gsmtpd.storage.writer import GroupCommitWriter, Job
+    from gsmtpd.storage.job import Job
+    from gsmtpd.storage.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
 

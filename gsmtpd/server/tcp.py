@@ -19,7 +19,7 @@ from gsmtpd.metrics import Counter, Counters, Overload
 from gsmtpd.policy.crowd import Seat
 from gsmtpd.policy.decision import Policy
 from gsmtpd.policy.lookups import Lookups
-from gsmtpd.server.client import ip_of
+from gsmtpd.policy.networks import ip_of
 from gsmtpd.server.connection import Connection
 from gsmtpd.server.pool import SMTPThreadPool
 from gsmtpd.server.stream import DONTWAIT

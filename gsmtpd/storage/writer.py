@@ -13,10 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Protocol
 
-from gsmtpd.message.row import Message
-from gsmtpd.storage.base import Letter, Outcome, Result, Store, StoreError
+from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
+from gsmtpd.storage.job import Job, Meter
 
 _log = logging.getLogger(__name__)
 
@@ -45,41 +44,8 @@ GIVE_UP_AFTER = 30.0  # seconds from the final dot to 451 (RFC 5321 4.5.3.2.6 le
 _PREPARE_AGAIN = 2.0  # seconds between two looks for a store that is away
 
 
-class Owner(Protocol):
-    """Who is told what became of a message: an SMTP thread."""
-
-    def put(self, job: Job) -> None:
-        """Take a finished job; must not block. Called before `wake`, from a writer thread."""
-
-    def wake(self) -> None:
-        """Finished jobs are there."""
-
-
-class Job:
-    """One message on its way into the store. context: the owner's own, untouched here."""
-
-    __slots__ = ("context", "message", "outcome", "owner", "submitted")
-
-    def __init__(self, message: Message, owner: Owner, context: object, submitted: float) -> None:
-        self.message = message
-        self.owner = owner
-        self.context = context
-        self.submitted = submitted  # seconds, monotonic
-        self.outcome: Result | None = None  # None until it is known
-
-
 Batch = list[tuple[Job, Letter]]
 Takes = Callable[[Letter], bool]
-
-
-class Meter(Protocol):
-    """Who counts what is stored."""
-
-    def stored(self, rows: int, seconds: float) -> None:
-        """A batch of `rows` was committed in so many `seconds`. Told by one thread at a time."""
-
-    def waits(self, messages: int) -> None:
-        """So many wait for a writer now."""
 
 
 class GroupCommitWriter:

@@ -14,8 +14,9 @@ import pytest
 
 from gsmtpd.control import ControlError, ask
 from gsmtpd.metrics import Reason
+from gsmtpd.workers import SILENT_AFTER
 from tests.accounting import Client, Mail, send, with_token
-from tests.servers import Gsmtpd, MariaDB, mysql_store, wait_for
+from tests.servers import Gsmtpd, MariaDB, free_port, mysql_store, wait_for
 
 
 def asked(server: Gsmtpd, command: str, about: str = "") -> dict[str, Any]:
@@ -136,6 +137,21 @@ def test_who_was_sent_away_is_counted_once(
         assert now["denied"] + now["crowded"] + now["turned_away"] == 1
 
 
+def test_who_is_one_too_many_behind_a_proxy_is_counted_once() -> None:
+    behind = "127.0.0.1", free_port()
+    listener = {"address": f"127.0.0.1:{behind[1]}", "proxy_from": "127.0.0.1"}
+    settings = {"listen": {"balanced": listener}, "limits": {"max_clients_per_ip": 1}}
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 25\r\n"
+    with Gsmtpd(settings) as server, Client(behind) as first:
+        first.send(header)
+        first.hello()
+        with Client(behind) as second:
+            second.send(header)
+            assert second.reply().code == 421
+        wait_for(lambda: reasons(server) == {"too_many_from_you": 1})
+        assert asked(server, "status")["crowded"] == 1
+
+
 def test_a_timeout_is_a_reason() -> None:
     with Gsmtpd({"limits": {"timeout": 1}}) as server:
         with Client(server.address) as client:
@@ -183,6 +199,12 @@ def test_history_in_steps(running: Gsmtpd) -> None:
     assert len(coarse) <= (len(fine) + 1) // 2 + 1
     # The same moments, however often it is asked.
     assert {row["time"] for row in coarse[:-1]} <= {row["time"] for row in table(running)}
+
+
+def test_who_only_counts_is_not_taken_for_silent(running: Gsmtpd) -> None:
+    """The store's row has no beats."""
+    until(lambda: len(table(running)) > SILENT_AFTER)
+    assert {one["state"] for one in asked(running, "status")["workers"]} == {"serving"}
 
 
 @pytest.mark.parametrize("about", ["x", "1 2 3", "0", "10 0"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from gsmtpd import heap
 
 # Each of some threads has a block at the same time; glibc lists its heaps, see malloc_info(3).
 HEAPS = """
@@ -37,3 +40,8 @@ def test_threads_share_a_heap(how: str, one: bool) -> None:
         [sys.executable, "-c", HEAPS, how], check=True, capture_output=True, text=True
     ).stdout
     assert (said.count("<heap nr=") == 1) is one
+
+
+def test_how_much_a_process_has() -> None:
+    assert (heap.resident(os.getpid()) or 0) > 10**6
+    assert heap.resident(2**22 + 1) is None  # no process ever has that number, see proc(5)

@@ -17,7 +17,8 @@ from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.smtp import reply
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.smtp.reply import Reply
-from gsmtpd.storage.writer import GroupCommitWriter, Job
+from gsmtpd.storage.job import Job
+from gsmtpd.storage.writer import GroupCommitWriter
 from tests.servers import wait_for
 
 

@@ -14,7 +14,8 @@ from gsmtpd.message.row import Message, RowMaker
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store
-from gsmtpd.storage.writer import GroupCommitWriter, Job
+from gsmtpd.storage.job import Job
+from gsmtpd.storage.writer import GroupCommitWriter
 from tests.servers import wait_for
 from tests.unit.storage.test_writer import Notebook, Owner, message
 

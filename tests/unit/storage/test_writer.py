@@ -17,7 +17,8 @@ from gsmtpd.smtp.address import Mailbox
 from gsmtpd.smtp.envelope import Envelope
 from gsmtpd.storage import writer as module
 from gsmtpd.storage.base import Letter, Outcome, Store, StoreError
-from gsmtpd.storage.writer import READ_AT_ONCE, Batch, GroupCommitWriter, Job
+from gsmtpd.storage.job import Job
+from gsmtpd.storage.writer import READ_AT_ONCE, Batch, GroupCommitWriter
 from tests.servers import wait_for
 
 READ = RowMaker("mx.example.com").read(
