@@ -19,8 +19,10 @@ from gsmtpd import (
     ctl_mail,
     ctl_outbox,
     ctl_purge,
+    ctl_search,
     ctl_status,
     ctl_top,
+    ctl_wait,
     ctl_why,
 )
 from gsmtpd.control import ControlError, ask, ask_to_stop
@@ -29,7 +31,8 @@ from gsmtpd.progress import progress
 from gsmtpd.storage.base import StoreError, StorePermissionError
 
 _OF_MAIL = (
-    ctl_mail, ctl_export, ctl_import, ctl_feed, ctl_purge, ctl_outbox, ctl_check, ctl_why,
+    ctl_mail, ctl_search, ctl_wait, ctl_export, ctl_import, ctl_feed, ctl_purge, ctl_outbox,
+    ctl_check, ctl_why,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from itertools import count as count_from
 from typing import Any, BinaryIO
 
 from gsmtpd import app, cli
+from gsmtpd.app_store import make_finder
 from gsmtpd.ctl_arguments import count, number
 from gsmtpd.mailfiles import create_file
 from gsmtpd.message.body import Attachment, attachment, read_body
@@ -70,40 +71,33 @@ def list_(options: argparse.Namespace) -> int:
     if not mails:
         print("no mail yet", file=sys.stderr)
         return cli.EX_OK
-    _print_head()
+    print_head()
     for mail in mails:
-        _print_mail(mail)
+        print_mail(mail)
     return cli.EX_OK
 
 
 def tail(options: argparse.Namespace) -> int:
     """gsmtpctl tail: ends by KeyboardInterrupt."""
-    reader = app.make_reader(cli.load(options.config))
-    mails = reader.recent(max(options.limit, 1))
-    seen = mails[-1].mail_id if mails else 0
-    _print_head()
-    for mail in mails[-options.limit :] if options.limit else []:
-        _print_mail(mail)
-    _follow(reader, seen)
-    return cli.EX_OK
-
-
-def _follow(reader: MailReader, seen: int) -> None:
+    follow = make_finder(cli.load(options.config)).tail()
+    mails = follow.recent(options.limit)
+    print_head()
     while True:
-        mails = reader.after(seen)
         for mail in mails:
-            _print_mail(mail)
-            seen = mail.mail_id
+            print_mail(mail)
         sys.stdout.flush()
         if not mails:
             time.sleep(_TAIL_PAUSE)
+        mails = follow.look()
 
 
-def _print_head() -> None:
+def print_head() -> None:
+    """What stands above a list of mails."""
     print(f"{'ID':>6}  {'DATE (UTC)':19}  {'SIZE':>8}  {'FROM':28}  {'TO':28}  SUBJECT")
 
 
-def _print_mail(mail: StoredMail) -> None:
+def print_mail(mail: StoredMail) -> None:
+    """A line of the list."""
     sender = mail.from_ or "<>"
     print(
         f"{mail.mail_id:6}  {mail.date:19}  {mail.size:8}  {printable(sender):28}"
@@ -119,14 +113,25 @@ def show(options: argparse.Namespace) -> int:
     if options.output is not None and options.attachment is None:
         raise cli.Stop(cli.EX_USAGE, "-o is for --attachment")
     with closing(app.make_reader(cli.load(options.config))) as reader:
-        try:
-            found = reader.mail(options.id)
-        except UnreadableError:
-            if not (options.raw or options.headers or options.attachment):
-                _show_without_octets(reader, options.id)
-            raise
+        if not show_mail(reader, options.id, options):
+            raise cli.Stop(cli.EX_UNAVAILABLE, f"no mail {options.id}; see: gsmtpctl list")
+    return cli.EX_OK
+
+
+def show_mail(reader: MailReader, mail_id: int, options: argparse.Namespace) -> bool:
+    """Show that mail as `options` have it: raw, headers, attachment. False where there is none.
+
+    Raises StoreError, behind what the database itself has of it where its octets are gone.
+    """
+    plain = not (options.raw or options.headers or options.attachment)
+    try:
+        found = reader.mail(mail_id)
+    except UnreadableError:
+        if plain:
+            _show_without_octets(reader, mail_id)
+        raise
     if found is None:
-        raise cli.Stop(cli.EX_UNAVAILABLE, f"no mail {options.id}; see: gsmtpctl list")
+        return False
     mail, octets = found
     front = parse_front(octets)
     content = octets[front.size :] if front is not None else octets
@@ -139,7 +144,7 @@ def show(options: argparse.Namespace) -> int:
     else:
         body = read_body(content)
         _show(mail._replace(size=len(content)), body.text, body.attachments)
-    return cli.EX_OK
+    return True
 
 
 def _show_without_octets(reader: MailReader, mail_id: int) -> None:

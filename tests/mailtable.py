@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import pymysql
 
 from gsmtpd.storage import mysql, sqlite
 from gsmtpd.storage.finder import Finder
@@ -31,14 +33,19 @@ class MailTable:
         self._where = where
         self.is_sqlite = isinstance(where, Path)
         self.mark = "?" if self.is_sqlite else "%s"
+        self._connections: list[Any] = []
         self.connection = self.connect()
 
     def connect(self) -> Any:
         """Another connection that writes, each statement a transaction until it says BEGIN."""
+        made: Any
         if isinstance(self._where, Path):
-            return sqlite.connect(str(self._where))
-        server, name = self._where
-        return server.connect(database=name, charset="utf8mb4")
+            made = sqlite.connect(str(self._where))
+        else:
+            server, name = self._where
+            made = server.connect(database=name, charset="utf8mb4")
+        self._connections.append(made)
+        return made
 
     def execute(self, sql: str, *values: object, on: Any = None) -> int:
         """The id that a row was given."""
@@ -75,7 +82,10 @@ class MailTable:
         return Finder(mysql.open_reader(database), lambda row: erase_mysql(database, row))
 
     def close(self) -> None:
-        self.connection.close()
+        """Close all connections: a transaction that is open would keep the table."""
+        for connection in self._connections:
+            with suppress(pymysql.MySQLError):  # it may be closed
+                connection.close()
 
 
 @contextmanager

@@ -110,6 +110,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_top_screen": {"ctl_words", "wording"},
     "ctl_top": RUNNING | {"cli", "ctl_arguments", "ctl_top_screen"},
     "ctl_mail": RUNNING | {"cli", "mailfiles", "ctl_arguments"},
+    "ctl_search": RUNNING | {"cli", "ctl_arguments", "ctl_mail", "status"},
+    "ctl_wait": RUNNING | {"cli", "ctl_arguments", "ctl_mail", "status"},
     "ctl_export": RUNNING | {"cli", "mailfiles", "ctl_arguments", "ctl_mail", "progress"},
     "ctl_import": RUNNING | {"cli", "mailfiles", "ctl_mail", "progress"},
     "ctl_outbox": RUNNING | {"cli", "ctl_arguments", "ctl_mail"},
@@ -119,7 +121,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
     | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
-    | {"ctl_outbox", "ctl_purge", "ctl_status", "ctl_top", "ctl_why", "progress"},
+    | {
+        "ctl_outbox",
+        "ctl_purge",
+        "ctl_search",
+        "ctl_status",
+        "ctl_top",
+        "ctl_wait",
+        "ctl_why",
+        "progress",
+    },
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
@@ -128,7 +139,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KNOW_CONFIG = {
     "cli", "ctl", "ctl_arguments", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge",
-    "ctl_status", "ctl_why", "faultlab", "master", "next_setup", "workers", "app", *PARTS, *CONFIG,
+    "ctl_status", "ctl_wait", "ctl_why", "faultlab", "master", "next_setup", "workers", "app",
+    *PARTS, *CONFIG,
 }  # fmt: skip
 
 # What a room without socket, clock, log and config has no use for.

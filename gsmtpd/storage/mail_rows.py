@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gsmtpd.storage.base import StoreError
@@ -140,8 +141,9 @@ class MailRows:
             cursor.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connection, which may be broken or closed already."""
+        with suppress(Exception):
+            self._connection.close()
 
 
 def _clean(value: object) -> object:

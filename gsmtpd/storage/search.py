@@ -94,7 +94,7 @@ def search(rows: MailRows, wanted: Wanted, limit: int, before: str = "") -> Page
     limit = max(1, min(limit, MOST_MAILS))
     found: list[StoredMail] = []
     ends = time.monotonic() + _BUDGET
-    many = max(limit + 1, _FIRST_ROWS) if where or wanted.to else limit + 1
+    many = max(limit + 1, _FIRST_ROWS)
     began = 0.0
     while place is not None and len(found) <= limit and began < ends:
         began = time.monotonic()
@@ -107,7 +107,7 @@ def search(rows: MailRows, wanted: Wanted, limit: int, before: str = "") -> Page
                 step = step._replace(end=walk.place(got[-1]))
         place = step.end
         took = max(time.monotonic() - began, 1e-4)
-        many = int(max(20, min(many * min(_STEP_SECONDS / took, 4.0), _MOST_ROWS)))
+        many = int(max(20, min(many * min(_STEP_SECONDS / took, 2.0), _MOST_ROWS)))
     found.sort(key=walk.place, reverse=True)
     if len(found) > limit:
         del found[limit:]
@@ -218,13 +218,14 @@ class _ById:
 
     def step(self, place: _Place, rows: int) -> _Step:
         m = self._rows.mark
-        last = place.mail_id - 1
-        sql = f"SELECT mail_id FROM `{self._rows.table}` WHERE mail_id <= {m}"
-        sql += f" ORDER BY mail_id DESC LIMIT 1 OFFSET {rows - 1}"
-        found = self._rows.query(sql, last)
-        first = int(found[0][0]) if found else 0
+        # Of ids that are missing there may be any number.
+        sql = f"SELECT MAX(mail_id) FROM `{self._rows.table}` WHERE mail_id < {m}"
+        ((last,),) = self._rows.query(sql, place.mail_id)
+        if last is None:
+            return _Step("", (), None)
+        first = max(0, int(last) - rows + 1)
         where = f"mail_id >= {m} AND mail_id <= {m}"
-        return _Step(where, (first, last), _Place("", first) if found else None)
+        return _Step(where, (first, int(last)), _Place("", first))
 
     def place(self, mail: StoredMail) -> _Place:
         return _Place("", mail.mail_id)

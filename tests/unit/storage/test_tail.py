@@ -176,6 +176,7 @@ def test_what_never_comes_is_forgotten(mysql: MailTable, finder: Finder, clock: 
         clock.now += SETTLED + 1
         looked(tail)
         heard.clear()
+        clock.now += 10
         looked(tail)
         assert len(heard) == 1
 
