@@ -63,6 +63,7 @@ def make_status(config: Config, sockets: Sequence[socket.socket], shared: Shared
         waiting=partial(_waiting, config),
         counters=shared.counters,
         history=shared.history,
+        max_clients=config.limits.max_clients,
         stored=shared.stored,
     )
     row = shared.counters.row(shared.row)

@@ -1,7 +1,7 @@
 """How is the page looked at in a real browser? Debian's Chromium, headless, driven by Selenium.
 
-Everything whose name ends in `.example` is a trap that listens on 127.0.0.1: what Chromium says to
-it, it was told to load.
+Everything whose name ends in `.trap.example` is a trap that listens on 127.0.0.1: who calls it was
+told to by a page. What ends in `.canary.example` is another one, to see that calls are heard.
 """
 
 from __future__ import annotations
@@ -26,36 +26,41 @@ DESKTOP = (1280, 900)
 class Trap:
     """Listens, and remembers who is called: hosts by the first line and the Host field."""
 
+    SILENT = "somebody, by a connection that says nothing"
+
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._heard: list[str] = []
+        self._calls: list[list[str]] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                threading.Thread(target=self._hear, args=(client,), daemon=True).start()
+                call = [self.SILENT]
+                self._calls.append(call)
+                threading.Thread(target=self._hear, args=(client, call), daemon=True).start()
 
-    def _hear(self, client: socket.socket) -> None:
-        place = len(self._heard)
-        self._heard.append("a connection that says nothing")
+    def _hear(self, client: socket.socket, call: list[str]) -> None:
         with contextlib.suppress(OSError), client:
             client.settimeout(10)
-            said = client.recv(4096)
-            if said:
-                self._heard[place] = _host(said)
-            client.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            if said := client.recv(4096):
+                call[:] = [_host(said)]
+            client.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nheard")
 
     @property
     def heard(self) -> set[str]:
         """Who was called so far."""
-        return {*self._heard}
+        return {call[0] for call in self._calls}
+
+    def has_heard(self, host: str) -> bool:
+        """Whether it was called."""
+        return host in self.heard
 
     def forget(self) -> None:
-        """What was heard so far."""
-        self._heard.clear()
+        """What was heard so far, and what those say who have called."""
+        self._calls.clear()
 
     def close(self) -> None:
         """Listen no more."""
@@ -80,7 +85,7 @@ class Browser:
     Raises MissingProgramError where Chromium, its driver or Selenium is missing.
     """
 
-    def __init__(self, trap: Trap) -> None:
+    def __init__(self, trap: Trap, canary: Trap) -> None:
         try:
             from selenium import webdriver
         except ImportError as error:
@@ -96,7 +101,8 @@ class Browser:
             "--disable-dev-shm-usage",
             "--force-prefers-reduced-motion",
             f"--user-data-dir={self._folder.name}/profile",
-            f"--host-resolver-rules=MAP *.example 127.0.0.1:{trap.port}",
+            f"--host-resolver-rules=MAP *.trap.example 127.0.0.1:{trap.port},"
+            f"MAP *.canary.example 127.0.0.1:{canary.port}",
             f"--log-net-log={self.netlog}",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]
@@ -104,7 +110,7 @@ class Browser:
             options.add_argument(argument)
         service = webdriver.ChromeService(find_program("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
-        self.trap = trap
+        self.trap, self.canary = trap, canary
         self.look(DESKTOP)
 
     def look(self, size: tuple[int, int], dark: bool = False) -> None:
@@ -151,7 +157,8 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What stands in the console since it was asked last: errors, refused loads."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        entries: list[dict[str, str]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in entries]
 
     def picture(self, path: Path) -> None:
         """Save what is shown as a PNG."""
@@ -166,13 +173,10 @@ class Browser:
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser and its trap; see Browser."""
-    trap = Trap()
-    try:
-        browser = Browser(trap)
-        try:
-            yield browser
-        finally:
-            browser.close()
-    finally:
-        trap.close()
+    """A browser and its traps; see Browser."""
+    with (
+        contextlib.closing(Trap()) as trap,
+        contextlib.closing(Trap()) as canary,
+        contextlib.closing(Browser(trap, canary)) as browser,
+    ):
+        yield browser

@@ -5,6 +5,8 @@ Each way has a host of its own: `WAY.trap.example`. What calls one is told by it
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 DOMAIN = "trap.example"
 _PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
@@ -53,7 +55,7 @@ SCRIPTS = {
     "focus": '<input autofocus onfocus="{}">',
     "toggle": '<details open ontoggle="{}"><summary>x</summary>x</details>',
     "srcdoc": '<iframe srcdoc="<script>{}</script>"></iframe>',
-    "frame": '<iframe src="javascript:{}"></iframe>',
+    "frame": '<iframe src="javascript:{};void 0"></iframe>',
 }
 # They take the reader away, so each needs a page of its own.
 LEAVES = {
@@ -69,9 +71,9 @@ def host(way: str) -> str:
     return f"{way}.{DOMAIN}"
 
 
-def all_at_once() -> str:
-    """A page with every way to load and to run."""
-    loads = [html.replace("{}", host(way)) for way, html in LOADS.items()]
+def all_at_once(but: Collection[str] = ()) -> str:
+    """A page with every way to load and to run; but: the ways to load that are left out."""
+    loads = [html.replace("{}", host(way)) for way, html in LOADS.items() if way not in but]
     loads = [html.replace("{{", "{").replace("}}", "}") for html in loads]
     runs = [html.replace("{}", _CALL.format(host(f"run-{way}"))) for way, html in SCRIPTS.items()]
     return f"<html><body><p id=said>Look at me</p>{''.join(loads + runs)}<a href=x>x</a></body>"

@@ -74,7 +74,7 @@ class Status:
                 assert b" 200 " in file.readline()
                 while file.readline().strip():
                     pass
-                yield Events(file)
+                yield Events(connection, file)
 
 
 class Event(NamedTuple):
@@ -88,9 +88,19 @@ class Event(NamedTuple):
 class Events:
     """Reads server-sent events as a browser does."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, connection: socket.socket, file: Any) -> None:
+        self._connection = connection
         self._file = file
         self.id = ""
+
+    def drain(self) -> None:
+        """Read all there is until the end."""
+        while self._file.read1(1 << 20):
+            pass
+
+    def hang_up(self) -> None:
+        """End it: whoever reads hears the end."""
+        self._connection.shutdown(socket.SHUT_RDWR)
 
     def next(self) -> Event:
         """The next event that has data. Raises EOFError at the end."""
@@ -115,8 +125,10 @@ def with_status(settings: Settings | None = None, **status: object) -> tuple[Set
 
 
 @contextmanager
-def served(settings: Settings | None = None, **status: object) -> Iterator[tuple[Gsmtpd, Status]]:
-    """A running gsmtpd with a [status], and what asks it."""
+def served(
+    settings: Settings | None = None, before: str = "", **status: object
+) -> Iterator[tuple[Gsmtpd, Status]]:
+    """A running gsmtpd with a [status], and what asks it. before: see Gsmtpd."""
     chosen, port = with_status(settings, **status)
-    with Gsmtpd(chosen) as daemon:
+    with Gsmtpd(chosen, before=before) as daemon:
         yield daemon, Status(port, str(status.get("password", "")))

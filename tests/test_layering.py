@@ -56,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exposition": {"metrics", "storage"},
     "telling": {"metrics", "history", "rates", "board", "recent"},
     "server": DEPARTMENTS | {"board"},
-    "status": PROTOCOL | {"storage", "metrics", "history", "rates", "control", "server"},
+    "status": PROTOCOL
+    | {"storage", "metrics", "history", "rates", "exposition", "control", "server"},
     "config_numbers": {"wording"},
     "config_query": {"wording"},
     "config_hosts": {"wording", "policy"},

@@ -75,6 +75,7 @@ _find_fields = re.compile(
 _match_section = re.compile(
     rf"(?:\n{_MBOX_LINE})?(?:\n[!-9;-~]++{_COLON}{_BODY}){{0,{MAX_FIELDS}}}", re.ASCII
 ).match
+_find_each = re.compile(rf"\n([!-9;-~]++){_COLON}({_BODY})", re.ASCII).findall
 _is_name = re.compile(r"[!-9;-~]+", re.ASCII).fullmatch
 # In a section of 2 KB: 0.7 us, where bytes.find takes 1.1.
 _find_end = re.compile(rb"\r\n\r\n").search
@@ -125,7 +126,16 @@ def all_fields(content: bytes) -> list[tuple[str, str]]:
 
     For reading, and with the limits, of `read_fields`. Never raises.
     """
-    return [(one_line(name), unstructured(body)) for name, body in _fields(content) if name]
+    section, end = _section(content)
+    return [(name, unstructured(body)) for name, body in _find_each(section, 0, end)]
+
+
+def _section(content: bytes) -> tuple[str, int]:
+    """The header section, a line feed in front, and where its fields end."""
+    end = _find_end(content, 0, MAX_HEADER)
+    section = "\n" + str(content[: end.start() if end else MAX_HEADER], "latin-1")
+    fields = _match_section(section)
+    return section, fields.end() if fields else 0
 
 
 def read_fields(content: bytes, name: str) -> list[str]:
@@ -136,11 +146,9 @@ def read_fields(content: bytes, name: str) -> list[str]:
     """
     if _is_name(name) is None:
         return []
-    end = _find_end(content, 0, MAX_HEADER)
-    section = "\n" + str(content[: end.start() if end else MAX_HEADER], "latin-1")
-    fields = _match_section(section)
+    section, end = _section(content)
     find = re.compile(rf"\n{re.escape(name)}{_COLON}({_BODY})", re.ASCII | re.IGNORECASE).findall
-    return [unstructured(body) for body in find(section, 0, fields.end() if fields else 0)]
+    return [unstructured(body) for body in find(section, 0, end)]
 
 
 # ---- Content-Type ------------------------------------------------------------------------------

@@ -10,15 +10,17 @@ from gsmtpd.status.access import PAUSE, Door
 from gsmtpd.status.answers import Handler, explain, sorry
 from gsmtpd.status.arriving import Arrivals
 from gsmtpd.status.facts import Facts, Known
+from gsmtpd.status.glances import Glances
 from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
 from gsmtpd.status.mails import Mails
+from gsmtpd.status.metrics import Metrics
 from gsmtpd.status.openapi import Description
 from gsmtpd.status.pages import Pages
 from gsmtpd.status.parts import Parts
 from gsmtpd.status.readers import Readers
-from gsmtpd.status.server import GUESTS, Ending
+from gsmtpd.status.server import Ending, Heard
 from gsmtpd.status.waiting import Waiting
 
 MAX_BODY = 1024  # octets of a request; nothing here takes any
@@ -26,16 +28,17 @@ _SLOWED = 1.0  # seconds that who has said a wrong password waits
 _CHALLENGES = ('Basic realm="gsmtpd", charset="UTF-8"', 'Bearer realm="gsmtpd"')
 
 
-def make_application(parts: Parts, ending: Ending) -> web.Application:
+def make_application(parts: Parts, ending: Ending, heard: Heard) -> web.Application:
     """All that is served."""
     app = web.Application(
-        middlewares=[_heard, explain, _lets_in(Door(parts.password, parts.hosts))],
+        middlewares=[_says(heard), explain, _lets_in(Door(parts.password, parts.hosts))],
         client_max_size=MAX_BODY,
     )
-    app[GUESTS] = []
     readers = Readers(parts.open_finder)
     arrivals = Arrivals(parts.open_finder, parts.stored)
+    glances = Glances(readers)
     ending.call(arrivals.end)
+    ending.call(glances.end)
 
     async def close(_: web.Application) -> None:
         readers.close()
@@ -53,8 +56,9 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
     for part in (
         Health(known, readers),
         Facts(parts, known),
+        Metrics(parts, known),
         Live(parts.history, ending),
-        Waiting(readers, arrivals),
+        Waiting(readers, arrivals, glances),
         Mails(readers),
         Description(parts.version),
         Pages(),
@@ -63,12 +67,14 @@ def make_application(parts: Parts, ending: Ending) -> web.Application:
     return app
 
 
-@web.middleware
-async def _heard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Somebody asks: the connection is no silent one."""
-    for guests in request.app[GUESTS]:
-        guests.heard(request.protocol)
-    return await handler(request)
+def _says(heard: Heard):  # type: ignore[no-untyped-def]
+    @web.middleware
+    async def say(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Somebody asks: the connection is no silent one."""
+        heard(request.protocol)
+        return await handler(request)
+
+    return say
 
 
 def _lets_in(door: Door):  # type: ignore[no-untyped-def]

@@ -9,7 +9,6 @@ from typing import Any
 
 from aiohttp import web
 
-from gsmtpd.control import ControlError
 from gsmtpd.status import parameters
 from gsmtpd.status.answers import said
 from gsmtpd.status.parts import Parts
@@ -55,21 +54,18 @@ class Known:
     async def status(self) -> Found:
         """What `gsmtpctl status --json` says. Raises ControlError."""
         status, database, waiting = await asyncio.gather(
-            self.master(), _in_time(self._database), _in_time(self._waiting)
+            self.master(), _in_time(self._database), self.waiting()
         )
         known = {host["host"]: dict(host) for host in status["database"]}
         for each in database or []:
             known.setdefault(each["host"], {"host": each["host"], "away": False}).update(each)
-        unknown = {"spool": None, "outbox": None}
-        found: Found = status | {"database": [*known.values()]} | (waiting or unknown)
+        found: Found = status | {"database": [*known.values()]} | waiting
         return found
 
-    async def status_or_none(self) -> Found | None:
-        """Likewise; None where the master does not answer."""
-        try:
-            return await self.status()
-        except ControlError:
-            return None
+    async def waiting(self) -> Found:
+        """The "spool" and the "outbox" of a status; None each where there is none."""
+        found: Found | None = await _in_time(self._waiting)
+        return found or {"spool": None, "outbox": None}
 
 
 async def _in_time(what: Remembered) -> Any:

@@ -8,15 +8,25 @@ from aiohttp import web
 
 from gsmtpd.status import parameters, waiting
 from gsmtpd.status.answers import said
+from gsmtpd.status.glances import MOST
 from gsmtpd.status.mails import LIMIT, MAX_LIMIT
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_SAID: Schema = {"type": "string", "minLength": 1, "maxLength": parameters.MAX_TEXT}
+_SAID: Schema = {"type": "string", "pattern": r"^[^\x00]+$", "maxLength": parameters.MAX_TEXT}
 _CURSOR: Schema = _SAID | {"maxLength": parameters.MAX_CURSOR}
-_MOMENT = _SAID | {"description": "UTC, as 2026-11-22 or 2026-11-22T09:30:00Z"}
+_DAY = (
+    r"((19|20)[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    r"|02-(0[1-9]|1[0-9]|2[0-8]))|(19|20)(0[48]|[2468][048]|[13579][26])-02-29)"
+)
+_MOMENT = TEXT | {
+    "pattern": rf"^{_DAY}(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?$",
+    "examples": ["2026-11-22", "2026-11-22T09:30:00Z"],
+}
+_ONE_ADDRESS = TEXT | {"pattern": r"^[0-9a-z]{1,10}(\.[0-9a-z]{1,10}){0,100}$"}
+_ALL_MAIL = TEXT | {"pattern": r"^T[0-9a-z]{1,10}(\.[0-9a-z]{1,10}){0,100}$"}
 
 
 def _object(needed: Schema, **more: Any) -> Schema:
@@ -147,14 +157,21 @@ _TIMEOUT = {"type": "number", "minimum": 0, "maximum": waiting.MAX_TIMEOUT, "def
 _WAIT = [
     _query("to", _SAID, _TO, needed=True),
     _query(
-        "after", _CURSOR, "`cursor` of the answer before; without it the first mail that is stored"
+        "after",
+        _ONE_ADDRESS,
+        "`cursor` of the answer before; without it the first mail that is stored",
     ),
     _query("timeout", _TIMEOUT, "seconds to wait, if there is none yet"),
 ]
 _STREAM = [
     _query("to", _SAID, _TO),
     _query("domain", _SAID, "of the recipient or of the mailbox"),
-    _query("after", _CURSOR, "the id of an event; as Last-Event-ID"),
+    _query("after", _ALL_MAIL, "the id of an event; as Last-Event-ID"),
+    _query(
+        "most",
+        {"type": "integer", "minimum": 1, "maximum": MOST},
+        "for people: the newest so many twice a second; where more come, the others are left out",
+    ),
 ]
 _HISTORY = [
     _query("seconds", _number(1, 3600, 3600), "how far back"),
@@ -232,7 +249,7 @@ _PATHS: dict[str, Schema] = {
             "ready", "Whether mail can be stored now.", {200: "it can", 503: "why it cannot"}
         )
     },
-    "/metrics": {"get": _get("metrics", "Numbers for Prometheus.", PLAIN, errors=(503,))},
+    "/metrics": {"get": _get("metrics", "Numbers for Prometheus.", PLAIN, errors=())},
     "/api/openapi.json": {
         "get": _get("description", "This description.", {"type": "object"}, errors=(400,))
     },

@@ -14,6 +14,7 @@ from gsmtpd.status.answers import WrongError
 MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section 4.5.3.1)
 MAX_CURSOR = 2000  # of a cursor
 MAX_ID = (1 << 63) - 1
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?(e-[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 Check = Callable[[str], Any]
@@ -79,7 +80,7 @@ def seconds(most: float) -> Check:
     """A time that is not negative, in seconds."""
 
     def check(value: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value, re.ASCII) or float(value) > most:
+        if not _SECONDS.fullmatch(value) or float(value) > most:
             raise ValueError(f"{value[:40]!r} is not a number of seconds from 0 to {most:g}")
         return float(value)
 

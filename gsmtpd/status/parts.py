@@ -29,4 +29,5 @@ class Parts(NamedTuple):
     waiting: Callable[[], dict[str, Any]]
     counters: Counters
     history: History
+    max_clients: int
     stored: int

@@ -17,6 +17,14 @@ THREADS = 4
 Found = TypeVar("Found")
 
 
+class _StaleError(Exception):
+    """A connection is of no use: its server may have ended it as it was idle."""
+
+    def __init__(self, reason: StoreError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Readers:
     """Asks the store. open_finder: makes a Finder for one thread; raises StoreError."""
 
@@ -35,17 +43,26 @@ class Readers:
 
     def _ask(self, question: Callable[[Finder], Found]) -> Found:
         finder: Finder | None = getattr(self._own, "finder", None)
-        if finder is None:
-            finder = self._own.finder = self._open()
+        if finder is not None:
+            with suppress(_StaleError):
+                return self._tried(finder, question)
+        self._own.finder = finder = self._open()
+        try:
+            return self._tried(finder, question)
+        except _StaleError as error:
+            raise error.reason from error
+
+    def _tried(self, finder: Finder, question: Callable[[Finder], Found]) -> Found:
+        """The answer. Raises _StaleError where another connection may do better."""
         try:
             return question(finder)
         except UnreadableError:
             raise  # of one mail; the connection is well
-        except StoreError:
+        except StoreError as error:
             self._own.finder = None
             with suppress(StoreError):
                 finder.close()
-            raise
+            raise _StaleError(error) from error
 
     def close(self) -> None:
         """Ask no more."""

@@ -33,7 +33,8 @@ _FULL = (
 )
 
 
-GUESTS = "guests"  # the application has here what knows its connections
+Heard = Callable[[asyncio.BaseProtocol], None]
+"""Called with what serves a connection when that has sent a request."""
 
 
 class Ending:
@@ -57,12 +58,17 @@ class Ending:
 class Guests:
     """The connections that are open; those that ask for nothing are closed."""
 
-    def __init__(self, server: web.Server) -> None:
-        self._server = server
+    def __init__(self) -> None:
+        self._server: web.Server | None = None
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
+
+    def serve(self, server: web.Server) -> None:
+        """From now on `server` serves them."""
+        self._server = server
 
     def admit(self) -> asyncio.BaseProtocol:
         """What serves a new connection."""
+        assert self._server is not None
         if len(self._server.connections) >= MAX_CONNECTIONS:
             return _Full()
         made = self._server()
@@ -93,13 +99,14 @@ class _Full(asyncio.Protocol):
 class StatusServer:
     """Serves an application on `sockets`. Start it behind the fork; gsmtpd.worker can run it.
 
-    make: makes the application, in the loop's thread. row: of the counters, its beats are ours.
+    make: makes the application, in the loop's thread; it calls Heard for each request. row: of the
+    counters, its beats are ours.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        make: Callable[[Ending], web.Application],
+        make: Callable[[Ending, Heard], web.Application],
         row: memoryview,
     ) -> None:
         self._sockets = list(sockets)
@@ -153,14 +160,14 @@ class StatusServer:
         self._loop.run_forever()
 
     async def _begin(self) -> None:
-        app = self._make(self._ending)
+        guests = Guests()
+        app = self._make(self._ending, guests.heard)
         self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=KEEP_ALIVE, max_line_size=MAX_LINE
         )
         await self._runner.setup()
         assert self._runner.server is not None
-        guests = Guests(self._runner.server)
-        app[GUESTS].append(guests)
+        guests.serve(self._runner.server)
         for each in self._sockets:
             # Connections inherit it: what is sent to somebody who does not read ends.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_WITHIN)

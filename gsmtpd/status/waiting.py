@@ -11,8 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from gsmtpd.status import parameters
-from gsmtpd.status.answers import said
+from gsmtpd.status.answers import WrongError, said
 from gsmtpd.status.arriving import Arrivals
+from gsmtpd.status.glances import MOST, Glances
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.streams import Listener, event
@@ -41,7 +42,12 @@ _WAIT = {
     "after": _cursor,
     "timeout": parameters.seconds(MAX_TIMEOUT),
 }
-_STREAM = {"to": parameters.text, "domain": parameters.text, "after": _place}
+_STREAM = {
+    "to": parameters.text,
+    "domain": parameters.text,
+    "after": _place,
+    "most": parameters.number(1, MOST),
+}
 Meant = Callable[[StoredMail], bool]
 
 
@@ -106,9 +112,10 @@ class _Stream:
 class Waiting:
     """/api/wait and /api/stream."""
 
-    def __init__(self, readers: Readers, arrivals: Arrivals) -> None:
+    def __init__(self, readers: Readers, arrivals: Arrivals, glances: Glances) -> None:
         self._readers = readers
         self._arrivals = arrivals
+        self._glances = glances
 
     def routes(self) -> list[web.RouteDef]:
         """The paths."""
@@ -146,6 +153,11 @@ class Waiting:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         wanted = parameters.parameters(request, _STREAM)
         after = wanted.get("after", "")
+        if most := wanted.get("most"):
+            if after:
+                raise WrongError("after: with most, mail is left out anyhow; say one of the two")
+            to, domain = wanted.get("to", ""), wanted.get("domain", "")
+            return await self._glances.serve(request, to, domain, most)
         with suppress(ValueError):  # of another server
             after = _place(request.headers.get("Last-Event-ID", "")) or after
         stream = _Stream(_filter(wanted))

@@ -132,15 +132,27 @@ def test_a_stream_has_all_that_comes(kept: Kept) -> None:
     assert [each.data["subject"] for each in found] == ["one", "two", "two"]
 
 
+@pytest.mark.parametrize("more", ["", "&most=50"])
 @pytest.mark.parametrize("what", ["to", "domain"])
-def test_a_stream_of_some(kept: Kept, what: str) -> None:
+def test_a_stream_of_some(kept: Kept, what: str, more: str) -> None:
     to = kept.new("Streamed")
     value = to.lower() if what == "to" else "EXAMPLE.com"
-    with kept.status.events(f"/api/stream?{what}={value}") as events:
+    with kept.status.events(f"/api/stream?{what}={value}{more}") as events:
         if what == "to":
             kept.send("for another", kept.new())
         kept.send("for me", to)
         assert events.next().data["subject"] == "for me"
+
+
+def test_a_stream_of_the_newest(kept: Kept) -> None:
+    to = kept.new()
+    with kept.status.events("/api/stream?most=2") as events:
+        kept.send("all of them", to, kept.new(), kept.new(), kept.new(), kept.new())
+        kept.send("the last", to)
+        found = []
+        while not found or found[-1] != "the last":
+            found.append(events.next().data["subject"])
+    assert len(found) <= 5
 
 
 def test_a_stream_goes_on_where_it_was(kept: Kept) -> None:

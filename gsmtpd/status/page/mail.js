@@ -159,7 +159,7 @@ function follow() {
     stream = { close() {} }; // what a mail says is not in the stream
     return;
   }
-  stream = new Stream(`api/stream${query({ to, domain })}`, "mail", (mail) => {
+  stream = new Stream(`api/stream${query({ to, domain, most: 50 })}`, "mail", (mail) => {
     if (!isWanted(mail)) return;
     news.push(mail);
     if (news.length > MOST) news.splice(0, news.length - AT_ONCE);

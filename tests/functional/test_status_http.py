@@ -1,0 +1,341 @@
+"""Does the HTTP server let in whom it should, say what it should, and outlast what happens?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+
+import pymysql
+import pytest
+
+from tests.accounting import Client, Mail, send, table_of
+from tests.conftest import make_schema
+from tests.servers import Gsmtpd, MariaDB, environment, free_port, mysql_store, wait_for
+from tests.status_client import Status, served, with_status
+
+PASSWORD = "open sesame"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Gsmtpd, Status]]:
+    """A daemon with a page and no password, for tests that leave it as it is."""
+    with served() as both:
+        yield both
+
+
+@pytest.fixture
+def status(running: tuple[Gsmtpd, Status]) -> Status:
+    return running[1]
+
+
+def stored(daemon: Gsmtpd, content: bytes, to: str = "b@example.com") -> int:
+    """Have mail stored; its id."""
+    assert [reply.code for reply in send(daemon.address, Mail(content, (to,)))] == [250]
+    ((found,),) = table_of(daemon).query("SELECT MAX(mail_id) FROM new_mail")
+    return int(found)
+
+
+# --- what every answer has ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/static/style.css", "/healthz", "/api/status", "/api/mails", "/nothing", "/metrics"],
+)
+def test_the_headers(status: Status, path: str) -> None:
+    headers = status.ask(path).headers
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "'unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["server"] == "gsmtpd"
+
+
+def test_other_names_and_websites(status: Status) -> None:
+    said = status.ask("/api/mails", headers={"Host": "evil.example"})
+    assert (said.status, "127.0.0.1" in said.json["error"]) == (403, True)
+    assert status.ask("/api/mails", headers={"Origin": "http://evil.example"}).status == 403
+    assert status.ask("/", headers={"Host": "localhost"}).status == 200
+
+
+@pytest.mark.parametrize("path", ["/static/../server.py", "/static/%2e%2e/server.py", "/static/"])
+def test_no_other_files(status: Status, path: str) -> None:
+    assert status.ask(path).status == 404
+
+
+def test_the_password() -> None:
+    with served(password=PASSWORD) as (daemon, status):
+        assert status.ask("/api/mails").status == 200
+        status.headers = {}
+        assert status.ask("/healthz").body == b"ok\n"
+        assert status.ask("/readyz").body == b"ok\n"
+        for path in ("/", "/metrics", "/api/mails", "/static/style.css", "/nothing"):
+            said = status.ask(path)
+            assert said.status == 401
+            assert said.headers["www-authenticate"]
+        wrong = status.ask("/", headers={"Authorization": "Bearer nothing"})
+        assert (wrong.status, [*wrong.json]) == (401, ["error"])
+        assert PASSWORD not in daemon.log.read_text()
+
+
+# --- one mail -------------------------------------------------------------------------------------
+
+
+def test_all_of_a_mail(running: tuple[Gsmtpd, Status]) -> None:
+    daemon, status = running
+    made = EmailMessage()
+    made["From"] = "Jörg <joerg@example.org>"
+    made["Subject"] = "Grüße"
+    made.set_content("Guten Tag!\n")
+    made.add_alternative("<p>Guten <b>Tag</b>!</p>", subtype="html")
+    made.add_attachment(b"\0\1\2", "text", "html", filename='../../ü"\r\n.html')
+    content = made.as_bytes().replace(b"\n", b"\r\n")
+    path = f"/api/mails/{stored(daemon, content)}"
+    mail = status.get(path)
+    assert (mail["subject"], mail["from"], mail["text"]) == (
+        "Grüße", "joerg@example.org", "Guten Tag!\n",
+    )  # fmt: skip
+    assert (mail["has_html"], mail["unreadable"], mail["has_attach"]) == (True, None, 1)
+    names = dict(mail["headers"])
+    assert (names["Subject"], names["Delivered-To"]) == ("Grüße", "b@example.com")
+    (attached,) = mail["attachments"]
+    assert (attached["number"], attached["size"]) == (1, 3)
+    raw = status.ask(f"{path}/raw")
+    assert raw.body.endswith(content)
+    assert raw.headers["content-type"] == "message/rfc822"
+    assert raw.headers["content-disposition"].startswith("attachment; ")
+    assert status.ask(f"{path}/text").body.decode() == "Guten Tag!\n"
+    assert status.ask(f"{path}/headers").body.startswith(b"Delivered-To: ")
+    page = status.ask(f"{path}/html")
+    assert "<b>Tag</b>" in page.body.decode()
+    assert page.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
+    said = status.ask(f"{path}/attachments/1")
+    assert (said.body, said.headers["content-type"]) == (b"\0\1\2", "application/octet-stream")
+    disposition = said.headers["content-disposition"]
+    assert disposition.startswith("attachment; ")
+    assert "/" not in disposition
+    assert disposition.endswith(".html")
+    assert "sandbox" in said.headers["content-security-policy"]
+    assert status.ask(f"{path}/attachments/2").status == 404
+
+
+def test_deletion(running: tuple[Gsmtpd, Status]) -> None:
+    daemon, status = running
+    number = stored(daemon, b"Subject: to be deleted\r\n\r\nx\r\n")
+    path = f"/api/mails/{number}"
+    done = status.ask(path, "DELETE")
+    assert (done.status, done.body) == (204, b"")
+    assert status.ask(path).status == 404
+    assert status.ask(path, "DELETE").status == 404
+    assert table_of(daemon).query(f"SELECT 1 FROM new_mail WHERE mail_id = {number}") == []
+
+
+def test_a_search_goes_on(running: tuple[Gsmtpd, Status]) -> None:
+    daemon, status = running
+    for number in range(7):
+        stored(daemon, b"Subject: page %d\r\n\r\nx\r\n" % number, "pages@example.com")
+    found: list[str] = []
+    more: dict[str, str] = {}
+    while True:
+        page = status.get("/api/mails", to="Pages@example.com", limit=3, **more)
+        assert len(page["mails"]) <= 3
+        found += [mail["subject"] for mail in page["mails"]]
+        if page["next"] is None:
+            break
+        more = {"before": page["next"]}
+    assert found == [f"page {number}" for number in range(6, -1, -1)]
+
+
+# --- what befalls it ------------------------------------------------------------------------------
+
+
+def test_the_database_is_away() -> None:
+    with MariaDB() as database:
+        make_schema(database, "away")
+        with served(mysql_store(database, "away")) as (_, status):
+            assert status.ask("/readyz").status == 200
+            database.kill()
+            wait_for(lambda: status.ask("/readyz").status == 503)
+            said = status.ask("/readyz").body.decode()
+            assert (said.count("\n"), said.startswith("database: ")) == (1, True)
+            assert status.ask("/healthz").status == 200
+            for path in ("/api/mails", "/api/mails/1", "/api/wait?to=x@example.com&timeout=1"):
+                said_json = status.ask(path)
+                assert (said_json.status, [*said_json.json]) == (503, ["error"])
+            assert status.ask("/metrics").status == 200
+            assert status.ask("/api/status").status == 200
+            database.start()
+            wait_for(lambda: status.ask("/readyz").status == 200)
+            assert status.ask("/api/mails").status == 200
+
+
+def test_the_database_ends_idle_connections() -> None:
+    """As it does after wait_timeout: who asks then notices nothing."""
+    with MariaDB() as database:
+        make_schema(database, "idle")
+        with served(mysql_store(database, "idle")) as (_, status):
+            for _ in range(3):
+                asked = [status.ask("/api/mails").status for _ in range(8)]
+                assert asked == [200] * 8
+                for (number,) in database.query(
+                    "SELECT id FROM information_schema.processlist WHERE db = 'idle'"
+                ):
+                    with contextlib.suppress(pymysql.Error):  # it has gone by itself
+                        database.query(f"KILL {number}")
+
+
+def test_it_is_replaced_where_it_dies() -> None:
+    with served() as (daemon, status):
+        before = worker_of(daemon)
+        with Client(daemon.address) as client:
+            client.hello()
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda: worker_of(daemon) not in (0, before))
+            wait_for(lambda: answers(status))
+            assert client.deliver(Mail(b"Subject: x\r\n\r\nx\r\n")).code == 250
+
+
+def worker_of(daemon: Gsmtpd) -> int:
+    """The process that serves HTTP; 0 while there is none."""
+    workers = daemon.status()["workers"]
+    return next((int(one["pid"]) for one in workers if one["role"] == "status"), 0)
+
+
+def answers(status: Status) -> bool:
+    """Whether somebody answers there."""
+    with contextlib.suppress(OSError):
+        return status.ask("/healthz").status == 200
+    return False
+
+
+def test_a_reload_turns_it_on_moves_it_and_turns_it_off() -> None:
+    with Gsmtpd() as daemon:
+        assert worker_of(daemon) == 0
+        statuses = []
+        for _ in range(2):
+            settings, port = with_status()
+            daemon.configure(settings)
+            daemon.ctl("reload")
+            statuses.append(Status(port))
+            assert [answers(each) for each in statuses] == [False] * (len(statuses) - 1) + [True]
+        daemon.configure({})
+        daemon.ctl("reload")
+        assert not any(map(answers, statuses))
+        wait_for(lambda: worker_of(daemon) == 0)
+
+
+def test_who_says_nothing_is_hung_up_on() -> None:
+    quick = "import gsmtpd.status.server as server\nserver.HEAD_WITHIN = 0.3"
+    with served(before=quick) as (_, status):
+        address = ("127.0.0.1", status.port)
+        for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-"):
+            gone = contextlib.suppress(ConnectionResetError)
+            with socket.create_connection(address, 30) as slow, gone:
+                slow.sendall(said)
+                assert slow.recv(1) == b""
+        # But not who waits for an answer.
+        waited = status.get("/api/wait", to="nobody@example.com", timeout=1)
+        assert waited["mail"] is None
+
+
+def test_too_many_connections() -> None:
+    few = "import gsmtpd.status.server as server\nserver.MAX_CONNECTIONS = 3"
+    with served(before=few) as (_, status), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(("127.0.0.1", status.port), 30))
+        wait_for(lambda: status.ask("/healthz").status == 503)
+        said = status.ask("/healthz")
+        assert said.json == {"error": "too many connections; try later."}
+        stack.close()
+        wait_for(lambda: status.ask("/healthz").status == 200)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\r\n\r\n",
+        b"\0" * 100 + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+        b"POST /api/mails HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\nx",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: \xff\xfe\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n",
+        b"EHLO example.com\r\nMAIL FROM:<>\r\n\r\n",
+    ],
+)
+def test_what_is_no_good_request(running: tuple[Gsmtpd, Status], octets: bytes) -> None:
+    daemon, status = running
+    gone = contextlib.suppress(ConnectionError)
+    with socket.create_connection(("127.0.0.1", status.port), 30) as client, gone:
+        client.sendall(octets)
+        client.shutdown(socket.SHUT_WR)
+        said = client.recv(65536)
+        assert said == b"" or said.split()[1] < b"500", said
+    assert status.ask("/healthz").status == 200
+    assert "Traceback" not in daemon.log.read_text()
+
+
+# --- configured wrongly ---------------------------------------------------------------------------
+
+
+def checked(tmp_path: Path, section: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """What gsmtpd -t says of a [status]."""
+    conf = tmp_path / "gsmtpd.conf"
+    conf.write_text(
+        f"[server]\nuser = root\n[store]\n[[sqlite]]\npath = {tmp_path}/mail.db\n{section}"
+    )
+    conf.chmod(0o600)
+    code = f"{before}\nimport sys, gsmtpd.cli\nsys.exit(gsmtpd.cli.main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, "-t", "-c", str(conf)],
+        check=False, capture_output=True, text=True, timeout=60, env=environment(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["aiohttp", "prometheus_client"])
+def test_a_library_is_missing(tmp_path: Path, module: str) -> None:
+    before = (
+        "import importlib.util as util\nfind = util.find_spec\n"
+        f"util.find_spec = lambda name: None if name == {module!r} else find(name)"
+    )
+    done = checked(tmp_path, "[status]\nlisten = 8025\n", before)
+    assert done.returncode == 78
+    assert "[status] listen: needs" in done.stderr
+    assert f"python3-{module.replace('_', '-')}" in done.stderr
+    assert checked(tmp_path, "", before).returncode == 0
+
+
+def test_a_port_that_is_taken(running: tuple[Gsmtpd, Status]) -> None:
+    settings, _ = with_status()
+    settings = settings | {"status": {"listen": str(running[1].port)}}
+    daemon = Gsmtpd(settings)
+    done = subprocess.run(
+        daemon.command(), check=False, capture_output=True, text=True, timeout=60, env=environment()
+    )
+    daemon.close()
+    assert done.returncode == 69
+    assert f"cannot listen on 127.0.0.1:{running[1].port}: " in done.stderr
+
+
+def test_another_address(tmp_path: Path) -> None:
+    port = free_port()
+    done = checked(tmp_path, f"[status]\nlisten = 0.0.0.0:{port}\n")
+    assert done.returncode == 78
+    assert "can be reached from elsewhere, and there is no password" in done.stderr
+    assert checked(tmp_path, f"[status]\nlisten = 0.0.0.0:{port}\npassword = x\n").returncode == 0
