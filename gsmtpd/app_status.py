@@ -61,7 +61,6 @@ def make_status(config: Config, sockets: Sequence[socket.socket], shared: Shared
         ask_master=partial(_ask, config.server.control_socket),
         database=partial(_database, config),
         waiting=partial(_waiting, config),
-        counters=shared.counters,
         history=shared.history,
         max_clients=config.limits.max_clients,
         stored=shared.stored,

@@ -1,4 +1,4 @@
-"""What does Prometheus hear? The counters in shared memory, and what the master says."""
+"""What does Prometheus hear? The last sample of all counters, and what the master says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from aiohttp import web
 
 from gsmtpd import exposition
 from gsmtpd.control import ControlError
+from gsmtpd.metrics import CELLS
 from gsmtpd.status.facts import Known
 from gsmtpd.status.parts import Parts
 from gsmtpd.storage.spool import Figures
@@ -29,9 +30,11 @@ class Metrics:
 
     async def _get(self, _: web.Request) -> web.Response:
         status, waiting = await asyncio.gather(self._master(), self._known.waiting())
+        # As the master has summed them up: what the dead have counted is seen once, always.
+        newest = self._parts.history.latest()
         facts = exposition.Facts(
             self._parts.version,
-            self._parts.counters.totals(),
+            newest.cells if newest is not None else [0] * CELLS,
             self._parts.max_clients,
             status,
             _spool(waiting.get("spool")),

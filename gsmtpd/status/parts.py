@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gsmtpd.history import History
-from gsmtpd.metrics import Counters
 from gsmtpd.storage.finder import Finder
 
 
@@ -27,7 +26,6 @@ class Parts(NamedTuple):
     ask_master: Callable[[str, str], dict[str, Any]]
     database: Callable[[], list[dict[str, Any]]]
     waiting: Callable[[], dict[str, Any]]
-    counters: Counters
     history: History
     max_clients: int
     stored: int
