@@ -21,6 +21,7 @@ from gsmtpd import (
     ctl_purge,
     ctl_search,
     ctl_status,
+    ctl_tail,
     ctl_top,
     ctl_wait,
     ctl_why,
@@ -31,8 +32,8 @@ from gsmtpd.progress import progress
 from gsmtpd.storage.base import StoreError, StorePermissionError
 
 _OF_MAIL = (
-    ctl_mail, ctl_search, ctl_wait, ctl_export, ctl_import, ctl_feed, ctl_purge, ctl_outbox,
-    ctl_check, ctl_why,
+    ctl_mail, ctl_tail, ctl_search, ctl_wait, ctl_export, ctl_import, ctl_feed, ctl_purge,
+    ctl_outbox, ctl_check, ctl_why,
 )  # fmt: skip
 
 

@@ -55,11 +55,6 @@ def add(verbs: Any) -> None:
                       help="where to save the attachment; - is stdout")  # fmt: skip
     show_.set_defaults(run=show)
 
-    tail_ = verbs.add_parser("tail", help="list mails as they come in, until interrupted")
-    tail_.add_argument("-n", metavar="N", dest="limit", type=count, default=5,
-                       help="how many earlier ones first (default: %(default)s)")  # fmt: skip
-    tail_.set_defaults(run=tail)
-
 
 # ---- many --------------------------------------------------------------------------------------
 

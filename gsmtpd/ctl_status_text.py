@@ -15,7 +15,7 @@ _INDENT = " " * 12
 _MOST_WORKERS = 6  # lines
 _MOST_REASONS = 5
 _SPANS = (("10", "10 s"), ("60", "1 min"), ("300", "5 min"))
-_RATES = ("accepted", "refused", "discarded", "received_bytes", "sessions", "commits")
+_RATES = ("accepted", "refused", "received_bytes", "sessions", "commits")
 
 Found = dict[str, Any]
 
@@ -85,16 +85,16 @@ def _rates(status: Found) -> Iterator[str]:
     """How it went lately, where the server says so."""
     if rates := status.get("rates"):
         names = [name.removesuffix("_bytes") for name in _RATES]
-        yield f"{'A second:':12}" + "".join(f"{name:>11}" for name in names)
+        yield f"{'A second:':12}" + "".join(f"{name:>10}" for name in names)
         for key, span in _SPANS:
             if key in rates:
-                yield f"  {span:10}" + "".join(f"{_rate(rates[key], n):>11}" for n in _RATES)
+                yield f"  {span:10}" + "".join(f"{_rate(rates[key], n):>10}" for n in _RATES)
     if commit := status.get("commit"):
         yield f"Commits:    {_commit(commit)}"
     if "queue" in status:
         most = status.get("max_memory")
-        of = f" of {size(most)} for each process" if most else ""
-        yield f"Under way:  {status['queue']} wait for a writer, {size(status['memory'])}{of}"
+        of = f" of {size(most)} a process" if most else ""
+        yield f"Under way:  {status['queue']} messages wait, {size(status['memory'])}{of}"
 
 
 def _rate(rates: Found, name: str) -> str:
@@ -107,7 +107,7 @@ def _commit(commit: Found) -> str:
         return "none in the last 5 min"
     mean = commit.get("rows_mean") or 0
     return (
-        f"{milliseconds(commit['median'])} in the median, 95 % within"
+        f"median {milliseconds(commit['median'])}, 95 % within"
         f" {milliseconds(commit['p95'])}, {rate(mean)} rows each"
     )
 

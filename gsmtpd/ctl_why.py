@@ -38,7 +38,7 @@ def why(options: argparse.Namespace) -> int:
         print(json.dumps(events, indent=2))
     else:
         for event in events:
-            print(printable(_line(event)))
+            print(printable(line_of(event)))
     if remembered["lost"]:
         _note(f"{remembered['lost']} refusals came too fast to be remembered")
     if events or code:
@@ -123,14 +123,14 @@ def _looked_at(remembered: dict[str, Any], config: Config, about: str) -> str:
 def _merged(events: Sequence[Event], mails: Sequence[StoredMail]) -> list[Event]:
     """All of them, the oldest first. What was stored is there once."""
     unheard = {event["id"] for event in events if event["result"] == "stored_unheard"}
-    rows = [_event(mail, mail.hash in unheard) for mail in mails]
+    rows = [row_event(mail, mail.hash in unheard) for mail in mails]
     ids = {mail.hash for mail in mails}
     others = [e for e in events if not (e["result"] in _STORED and e.get("id") in ids)]
     return sorted([*rows, *others], key=lambda event: str(event["time"]))
 
 
-def _event(mail: StoredMail, unheard: bool) -> Event:
-    """A row as an event."""
+def row_event(mail: StoredMail, unheard: bool = False) -> Event:
+    """A row as an event. unheard: whether its client did not hear that it is stored."""
     return {
         "time": f"{mail.date.replace(' ', 'T')}Z" if mail.date else "",  # of an old table
         "result": "stored_unheard" if unheard else "stored",
@@ -147,7 +147,8 @@ def _event(mail: StoredMail, unheard: bool) -> Event:
 # ---- as text -----------------------------------------------------------------------------------
 
 
-def _line(event: Event) -> str:
+def line_of(event: Event) -> str:
+    """An event for people."""
     result = event["result"]
     return f"{_when(event['time'])}  {_WORDS.get(result, result):9}  {_said(event)}"
 

@@ -118,19 +118,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ctl_feed": RUNNING | {"cli", "mailfiles", "ctl_check", "ctl_import", "ctl_mail"},
     "ctl_purge": RUNNING | {"cli", "config_checks", "progress"},
     "ctl_why": RUNNING | {"cli", "ctl_mail"},
+    "ctl_tail": RUNNING | {"cli", "ctl_arguments", "ctl_mail", "ctl_why"},
     "ctl_check": RUNNING | {"cli", "config_file", "config_environment", "wording"},
     "ctl": RUNNING
     | {"cli", "ctl_arguments", "ctl_check", "ctl_export", "ctl_feed", "ctl_import", "ctl_mail"}
-    | {
-        "ctl_outbox",
-        "ctl_purge",
-        "ctl_search",
-        "ctl_status",
-        "ctl_top",
-        "ctl_wait",
-        "ctl_why",
-        "progress",
-    },
+    | {"ctl_outbox", "ctl_purge", "ctl_search", "ctl_status", "ctl_tail", "ctl_top", "ctl_wait"}
+    | {"ctl_why", "progress"},
     "testing": DEPARTMENTS | {"server", "wording"},
     "testing_plugin": {"testing"},
     "faultlab": {"__init__", *CONFIG},
@@ -139,7 +132,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KNOW_CONFIG = {
     "cli", "ctl", "ctl_arguments", "ctl_check", "ctl_feed", "ctl_import", "ctl_outbox", "ctl_purge",
-    "ctl_status", "ctl_wait", "ctl_why", "faultlab", "master", "next_setup", "workers", "app",
+    "ctl_status", "ctl_tail", "ctl_wait", "ctl_why", "faultlab", "master", "next_setup", "workers",
+    "app",
     *PARTS, *CONFIG,
 }  # fmt: skip
 

@@ -339,15 +339,15 @@ NAMES = ",".join(f"u{n}@example.com" for n in range(5))
     ],
 )  # fmt: skip
 def test_a_line(changes: dict[str, object], line: str) -> None:
-    assert ctl_why._line(EVENT | changes) == f"2026-11-22 15:00:01  {line}"
+    assert ctl_why.line_of(EVENT | changes) == f"2026-11-22 15:00:01  {line}"
 
 
 def test_a_line_about_a_client() -> None:
     event = {"time": EVENT["time"], "result": "closed", "client": "192.0.2.7", "reply": "421 Bye"}
-    assert ctl_why._line(event) == "2026-11-22 15:00:01  closed     by 192.0.2.7: 421 Bye"
+    assert ctl_why.line_of(event) == "2026-11-22 15:00:01  closed     by 192.0.2.7: 421 Bye"
     del event["reply"]
     event["reason"] = "TLS: no shared cipher"
-    assert ctl_why._line(event) == (
+    assert ctl_why.line_of(event) == (
         "2026-11-22 15:00:01  closed     by 192.0.2.7: TLS: no shared cipher"
     )
 
@@ -356,12 +356,14 @@ def test_what_was_stored_is_said_once() -> None:
     row = MAIL._replace(date="2026-11-22 14:00:00")
     accepted, unheard = EVENT | {"result": "accepted"}, EVENT | {"result": "stored_unheard"}
     (event,) = ctl_why._merged([accepted], [row])
-    assert ctl_why._line(event) == (
+    assert ctl_why.line_of(event) == (
         "2026-11-22 14:00:00  stored     mail 7, from <x@y> to info@example.com by 192.0.2.7,"
         ' kept for bob@example.com, "hi"'
     )
     (event,) = ctl_why._merged([unheard], [row])
-    assert ctl_why._line(event).endswith('"hi"; its client did not hear so, and may send it again')
+    assert ctl_why.line_of(event).endswith(
+        '"hi"; its client did not hear so, and may send it again'
+    )
     refused = EVENT | {"result": "refused", "id": "1a"}
     events = ctl_why._merged([refused, EVENT, EVENT | {"result": "accepted", "id": "1b"}], [row])
     assert [e["result"] for e in events] == ["stored", "refused", "discarded", "accepted"]
@@ -371,7 +373,7 @@ def test_a_row_of_an_old_table() -> None:
     row = StoredMail(1, "", "", "bob@example.com", "", 0, "", "", "", "", "")
     closed = {"time": "2026-11-22T15:00:01Z", "result": "closed", "client": "1", "reply": "421"}
     first, _ = ctl_why._merged([closed], [row])
-    assert ctl_why._line(first).split()[:3] == ["stored", "mail", "1,"]
+    assert ctl_why.line_of(first).split()[:3] == ["stored", "mail", "1,"]
 
 
 def test_addresses() -> None:

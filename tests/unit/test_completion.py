@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gsmtpd import cli, ctl
+from gsmtpd.ctl_tail import RESULTS
 from gsmtpd.faultlab import cli as faultlab
 from gsmtpd.mailfiles import FORMATS
 from tests.servers import ROOT
@@ -108,6 +109,10 @@ def test_a_number_is_yours_to_say() -> None:
     feed = [("gsmtpctl", "feed", option) for option in ("--to", "--from", "--client")]
     for words in (("gsmtpd", "-p"), ("gsmtpctl", "list", "-n"), show, check, *export, *feed):
         assert offered(*words, "") == set()
+
+
+def test_a_result() -> None:
+    assert offered("gsmtpctl", "tail", "--result", "") == {*RESULTS}
 
 
 def test_a_format() -> None:
