@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from gsmtpd.message.body import Attachment, read_body
+from gsmtpd.message.body import Attachment, has_html, read_body
 from gsmtpd.message.headers import all_fields
-from gsmtpd.message.mime import read_parts
 from gsmtpd.message.trace import parse_front
 from gsmtpd.storage.reader import StoredAttachment, StoredMail
 
@@ -50,7 +49,7 @@ def whole(mail: StoredMail, octets: bytes) -> dict[str, Any]:
         "text": body.text,
         "headers": [[name, value] for name, value in all_fields(octets)],
         "attachments": _attachments(body.attachments),
-        "has_html": any(part.kind == "text/html" for part in read_parts(content)),
+        "has_html": has_html(content),
         "unreadable": None,
     }
 

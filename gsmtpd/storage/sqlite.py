@@ -45,6 +45,11 @@ _COUNT = (
 
 # Called behind each statement that makes tables: how many are done, and how many there are.
 OnProgress = Callable[[int, int], None]
+# For files that were made before addresses were compared without regard to capitals.
+_FOR_OLDER = (
+    'CREATE INDEX IF NOT EXISTS new_mail_to_nocase ON new_mail ("to" COLLATE NOCASE)',
+    "CREATE INDEX IF NOT EXISTS new_mail_recipient_nocase ON new_mail (recipient COLLATE NOCASE)",
+)
 
 
 def connect(
@@ -66,14 +71,15 @@ def connect(
 
 def _make_tables(connection: sqlite3.Connection, progress: OnProgress) -> None:
     """Make the tables that are missing: all of a new file, in an older one what came since."""
-    made = statements("sqlite")
+    made = [*statements("sqlite"), *_FOR_OLDER]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version >= len(made) and _has_all(connection):
         return
     try:
         connection.execute("BEGIN IMMEDIATE")
         for done, statement in enumerate(made, 1):
-            connection.execute(statement)
+            if statement not in _FOR_OLDER or _has_capitals(connection):
+                connection.execute(statement)
             progress(done, len(made))
         connection.execute(f"PRAGMA user_version={len(made)}")
         connection.execute("COMMIT")
@@ -81,6 +87,12 @@ def _make_tables(connection: sqlite3.Connection, progress: OnProgress) -> None:
         # Who may only read sees the file as it is.
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
             raise
+
+
+def _has_capitals(connection: sqlite3.Connection) -> bool:
+    """Whether addresses are compared with regard to capitals."""
+    sql = "SELECT COUNT(*) FROM pragma_index_xinfo('new_mail_recipient') WHERE coll = 'NOCASE'"
+    return not connection.execute(sql).fetchone()[0]
 
 
 def _has_all(connection: sqlite3.Connection) -> bool:

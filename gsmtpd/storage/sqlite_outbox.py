@@ -17,7 +17,7 @@ class SQLiteSession:
     """A connection to the mail file at `path`, for one thread. All methods raise StoreError."""
 
     mark = "?"
-    exact = ""
+    exact = " COLLATE BINARY"
     table = "new_mail"
 
     def __init__(self, path: str, bodies: Bodies | None = None) -> None:

@@ -30,15 +30,18 @@ export function say(target, text) {
 export const quoted = (text, properties = {}) => element("bdi", properties, printable(text));
 
 // Control characters would be invisible, and those of direction would have it read otherwise.
+// eslint-disable-next-line no-control-regex
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
 export function printable(text) {
-  // eslint-disable-next-line no-control-regex
-  return String(text ?? "").replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\u00b7");
+  return String(text ?? "").replace(INVISIBLE, "\u00b7");
 }
 
 // A table of rows of cells. columns: [title, properties of its cells].
 export function table(caption, columns, rows, nothing) {
   if (!rows.length) return element("p", { class: "quiet" }, nothing);
-  const head = columns.map(([title, properties]) => element("th", { scope: "col", ...properties }, title));
+  const head = columns.map(([title, properties]) =>
+    element("th", { scope: "col", ...properties }, title));
   const body = rows.map((cells) =>
     element("tr", {}, cells.map((cell, at) => element("td", columns[at][1], cell))));
   return element("table", { "aria-label": caption },

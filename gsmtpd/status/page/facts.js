@@ -1,7 +1,7 @@
 // What is there, and is any of it wrong? From what the server answers to /api/status.
 
 import { element, quoted } from "./dom.js";
-import { count, joined, lasting, many, octets, when } from "./format.js";
+import { count, delay, joined, lasting, many, octets, when } from "./format.js";
 
 const WORDS = {
   max_clients: "There are as many connections as max_clients allows: others are sent away.",
@@ -10,28 +10,39 @@ const WORDS = {
   "file descriptors": "The system gives no more files: nobody can connect.",
 };
 
-// [handler, state, number] however it is written.
-function outboxOf(status) {
-  const found = status.outbox?.counts ?? status.outbox;
-  if (!Array.isArray(found)) return [];
-  return found.map((one) => (Array.isArray(one) ? one : [one.handler, one.state, one.count ?? one.entries]));
-}
+const isGone = (host) => host.away || host.answers === false;
+
+const outboxOf = (status) => status.outbox?.counts ?? [];
 
 // What should not be so, each in a sentence.
 export function problemsOf(status) {
   const problems = [];
   const smtp = status.workers.filter((one) => (one.role ?? "smtp") === "smtp");
-  if (status.state !== "stopping" && !smtp.some((one) => one.state === "serving")) problems.push("No worker takes mail.");
-  for (const host of status.database ?? []) {
-    if (host.away || host.answers === false) problems.push(`The database ${host.host} does not answer.`);
+  if (status.state !== "stopping" && !smtp.some((one) => one.state === "serving")) {
+    problems.push("No worker takes mail.");
   }
-  for (const word of status.overload ?? []) problems.push(WORDS[word] ?? `There is too little of ${word}.`);
+  for (const host of status.database ?? []) {
+    if (isGone(host)) {
+      const why = host.problem ? `: ${host.problem}` : "";
+      problems.push(`The database ${host.host} does not answer${why}.`);
+    }
+    for (const risk of host.risks ?? []) problems.push(`The database ${host.host}: ${risk}.`);
+  }
+  for (const word of status.overload ?? []) {
+    problems.push(WORDS[word] ?? `There is too little of ${word}.`);
+  }
   const spool = status.spool;
   if (spool?.error) problems.push(`The spool cannot be read: ${spool.error}`);
-  else if (spool?.messages) problems.push(`${many(spool.messages, "mail")} in the spool: they wait for the database.`);
-  if (spool?.aside) problems.push(`${many(spool.aside, "mail")} in the spool that the database refuses.`);
-  const dead = outboxOf(status).filter(([, state]) => state === "dead" || state === "failed");
-  for (const [handler, , number] of dead) problems.push(`The handler ${handler} was given up for ${many(number, "mail")}.`);
+  else if (spool?.messages) {
+    problems.push(`${many(spool.messages, "mail")} in the spool: they wait for the database.`);
+  }
+  if (spool?.aside) {
+    problems.push(`${many(spool.aside, "mail")} in the spool that the database refuses.`);
+  }
+  const dead = outboxOf(status).filter((one) => one.state === "dead");
+  for (const one of dead) {
+    problems.push(`The handler ${one.handler} was given up for ${many(one.number, "mail")}.`);
+  }
   if (status.outbox?.error) problems.push(`The outbox cannot be read: ${status.outbox.error}`);
   if (status.reload && !status.reload.ok) {
     problems.push(`The last reload was refused: ${(status.reload.problems ?? []).join("; ")}`);
@@ -56,10 +67,13 @@ export function facts(status) {
   if (status.spool) parts.push(ledger("Spool", spool(status.spool)));
   const outbox = outboxOf(status);
   if (outbox.length) {
-    parts.push(ledger("Outbox", outbox.map(([handler, state, number]) =>
-      [quoted(handler), `${count(number)} ${state}`, state === "dead" ? "wrong" : ""])));
+    parts.push(ledger("Outbox", outbox.map((one) =>
+      [quoted(one.handler), `${count(one.number)} ${one.state}`,
+        one.state === "dead" ? "wrong" : ""])));
   }
-  parts.push(ledger("Configuration", [["file", quoted(status.config)], ["reload", reload(status.reload)]]));
+  parts.push(ledger("Configuration", [
+    ["file", quoted(status.config)], ["reload", reload(status.reload)],
+  ]));
   return parts;
 }
 
@@ -76,8 +90,10 @@ function totals(status) {
   ];
 }
 
+const ROLES = { smtp: "takes mail", handlers: "runs handlers", status: "this page" };
+
 function worker(one) {
-  const what = { smtp: "takes mail", handlers: "runs handlers", status: "this page" }[one.role ?? "smtp"] ?? one.role;
+  const what = ROLES[one.role ?? "smtp"] ?? one.role;
   const memory = one.rss ? `, ${joined(octets(one.rss))}` : "";
   const state = one.state === "serving" ? lasting(one.seconds) : one.state;
   return [`${what} (${one.pid})`, `${state}${memory}`];
@@ -87,11 +103,14 @@ const replaced = (status) =>
   (status.replaced ? [["died, and replaced", count(status.replaced), "wrong"]] : []);
 
 function databases(status) {
-  const hosts = status.database ?? [];
-  if (!hosts.length) return [["SQLite", "a file"]];
-  return hosts.map((one) => {
-    const isAway = one.away || one.answers === false;
-    return [quoted(one.host), isAway ? "does not answer" : "answers", isAway ? "wrong" : "right-now"];
+  return (status.database ?? []).flatMap((one) => {
+    if (isGone(one)) return [[quoted(one.host), "does not answer", "wrong"]];
+    const after = typeof one.seconds === "number" ? ` in ${joined(delay(one.seconds))}` : "";
+    return [
+      [quoted(one.host), `answers${after}`],
+      ...(one.version ? [["version", quoted(one.version)]] : []),
+      ...Object.entries(one.settings ?? {}).map(([name, value]) => [quoted(name), quoted(value)]),
+    ];
   });
 }
 

@@ -37,9 +37,12 @@ export const joined = ([number, unit]) => (unit ? `${number} ${unit}` : number);
 export function lasting(seconds) {
   if (!known(seconds)) return NONE;
   for (const [size, unit, smaller, name] of [[86400, "d", 3600, "h"], [3600, "h", 60, "min"]]) {
-    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ${Math.floor((seconds % size) / smaller)} ${name}`;
+    if (seconds < size) continue;
+    const rest = Math.floor((seconds % size) / smaller);
+    return `${Math.floor(seconds / size)} ${unit} ${rest} ${name}`;
   }
-  return seconds >= 60 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(Math.max(0, seconds))} s`;
+  if (seconds >= 60) return `${Math.floor(seconds / 60)} min`;
+  return `${Math.floor(Math.max(0, seconds))} s`;
 }
 
 const two = (number) => String(number).padStart(2, "0");
@@ -66,4 +69,5 @@ export function when(seconds) {
   return `${day(new Date(seconds * 1000))} ${clock(seconds)}`;
 }
 
-export const many = (number, one, more = `${one}s`) => `${count(number)} ${number === 1 ? one : more}`;
+export const many = (number, one, more = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : more}`;

@@ -19,10 +19,10 @@ export async function show(id, back) {
   current = id;
   const letter = byId("letter");
   if (!id) {
-    letter.replaceChildren(element("p", { class: "quiet hint" }, "Choose a mail, and it is shown here."));
+    letter.replaceChildren(hint("Choose a mail, and it is shown here."));
     return;
   }
-  letter.replaceChildren(element("p", { class: "quiet hint" }, "Fetching the mail…"));
+  letter.replaceChildren(hint("Fetching the mail…"));
   try {
     const mail = await asked(`api/mails/${encodeURIComponent(id)}`);
     if (current !== id) return;
@@ -35,11 +35,16 @@ export async function show(id, back) {
   if (matchMedia("(max-width: 52rem)").matches) scrollTo(0, 0);
 }
 
+const hint = (text) => element("p", { class: "quiet hint" }, text);
 const link = (back) => element("a", { class: "back", href: back }, "Back to the list");
 
 function shown(mail, back) {
-  const remove = element("button", { type: "button", class: "plain danger", onclick: () => ask(mail) }, "Delete…");
-  const whole = element("a", { class: "button plain", href: `api/mails/${mail.id}/raw`, download: `${mail.id}.eml` }, "Download");
+  const remove = element("button", {
+    type: "button", class: "plain danger", onclick: () => ask(mail),
+  }, "Delete…");
+  const whole = element("a", {
+    class: "button plain", href: `api/mails/${mail.id}/raw`, download: `${mail.id}.eml`,
+  }, "Download");
   return [
     link(back),
     element("div", { class: "title" },
@@ -51,12 +56,17 @@ function shown(mail, back) {
   ];
 }
 
+// Whether it was stored for another address than it was sent to.
+function isElsewhere({ to, recipient }) {
+  return Boolean(to && recipient) && to.toLowerCase() !== recipient.toLowerCase();
+}
+
 function factsOf(mail) {
   const way = `${mail.ip_addr || "an unknown address"}${mail.helo ? ` as ${mail.helo}` : ""}`;
   const rows = [
     ["From", mail.from],
     ["To", mail.recipient || mail.to],
-    mail.to && mail.to.toLowerCase() !== (mail.recipient || mail.to).toLowerCase() ? ["Mailbox", mail.to] : null,
+    isElsewhere(mail) ? ["Mailbox", mail.to] : null,
     mail.return_path !== mail.from ? ["Return path", mail.return_path || "<> (none)"] : null,
     ["Came", `${when(new Date(mail.date) / 1000)}, ${joined(octets(mail.size))}`],
     ["By", `${printable(way)}, ${mail.tls ? "with TLS" : "without TLS"}`],
@@ -72,7 +82,8 @@ function filesOf(mail) {
     const name = printable(one.filename) || `attachment ${one.number}`;
     const address = `api/mails/${mail.id}/attachments/${one.number}`;
     const about = `${one.content_type}, ${joined(octets(one.size))}`;
-    return element("li", {}, element("a", { href: address, download: name }, element("bdi", {}, name)),
+    return element("li", {},
+      element("a", { href: address, download: name }, element("bdi", {}, name)),
       element("span", { class: "quiet" }, quoted(about)));
   });
   return element("ul", { class: "files", "aria-label": many(items.length, "attachment") }, items);
@@ -103,11 +114,14 @@ function tabs(mail) {
     const made = await make();
     if (buttons[at].getAttribute("aria-selected") === "true") panel.replaceChildren(made);
   }
-  const list = element("div", { role: "tablist", class: "tabs", "aria-label": "Ways to look at it" }, buttons);
+  const list = element("div", {
+    role: "tablist", class: "tabs", "aria-label": "Ways to look at it",
+  }, buttons);
   list.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
-    const other = buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length];
+    const at = buttons.indexOf(document.activeElement) + step + buttons.length;
+    const other = buttons[at % buttons.length];
     other.focus();
     other.click();
   });
@@ -116,13 +130,15 @@ function tabs(mail) {
 }
 
 function text(said, nothing) {
-  return said.trim() ? element("pre", { dir: "auto" }, said) : element("p", { class: "quiet" }, nothing);
+  if (!said.trim()) return element("p", { class: "quiet" }, nothing);
+  return element("pre", { dir: "auto" }, said);
 }
 
 function frame(mail) {
   // An empty sandbox: no scripts, no forms, no windows, an origin of its own.
   return element("iframe", {
-    sandbox: "", referrerpolicy: "no-referrer", src: `api/mails/${mail.id}/html`, title: "The mail's HTML",
+    sandbox: "", referrerpolicy: "no-referrer", src: `api/mails/${mail.id}/html`,
+    title: "The mail's HTML",
   });
 }
 
@@ -140,8 +156,10 @@ async function raw(mail) {
   }
   const head = new TextDecoder().decode(octetsOfIt.subarray(0, RAW)).replaceAll("\r\n", "\n");
   const isCut = octetsOfIt.length > RAW;
+  const whole = joined(octets(octetsOfIt.length));
+  const cut = `These are the first ${joined(octets(RAW))} of ${whole}.`;
   return element("div", {},
-    isCut ? element("p", { class: "quiet" }, `These are the first ${joined(octets(RAW))} of ${joined(octets(octetsOfIt.length))}.`) : null,
+    isCut ? element("p", { class: "quiet" }, cut) : null,
     element("pre", { class: "raw" }, head));
 }
 
@@ -149,7 +167,8 @@ async function raw(mail) {
 
 function ask(mail) {
   const dialog = byId("sure");
-  byId("sure-text").replaceChildren("Delete ", element("b", {}, quoted(mail.subject || "this mail")), ", for good?");
+  const what = element("b", {}, quoted(mail.subject || "this mail"));
+  byId("sure-text").replaceChildren("Delete ", what, ", for good?");
   byId("sure-no").onclick = () => dialog.close();
   byId("sure-yes").onclick = async () => {
     dialog.close();

@@ -30,6 +30,7 @@ function strip(title, unit, tone, value, more = {}) {
   };
 }
 
+const COLOURS = [0, 1, 2, 3, 4, 5].map((number) => `reason-${number}`);
 // Reasons keep their colours while the page is open, whichever leads.
 const tones = new Map();
 
@@ -44,19 +45,25 @@ function reasons(rows) {
   const leaders = names.slice(0, names.length > LEADERS + 1 ? LEADERS : LEADERS + 1);
   const rest = names.slice(leaders.length);
   for (const name of leaders) toneOf(name, leaders);
+  const order = [...tones.keys()]; // two that are even would change places each second
+  leaders.sort((a, b) => order.indexOf(a) - order.indexOf(b));
   const series = leaders.map((name) => ({
     name: name.slice(8).replaceAll("_", " "), tone: tones.get(name), value: column(name),
     isFilled: true, isStacked: true,
   }));
   const others = (row) => rest.reduce((sum, name) => sum + (row[name] ?? 0), 0);
-  if (rest.length) series.push({ name: "others", tone: "reason-rest", value: others, isFilled: true, isStacked: true });
+  if (rest.length) {
+    series.push({
+      name: "others", tone: "reason-rest", value: others, isFilled: true, isStacked: true,
+    });
+  }
   return series;
 }
 
 function toneOf(name, leaders) {
   if (tones.has(name)) return;
   const taken = new Set(leaders.map((one) => tones.get(one)));
-  const free = [0, 1, 2, 3, 4, 5].map((number) => `reason-${number}`).find((tone) => !taken.has(tone));
+  const free = COLOURS.find((tone) => !taken.has(tone));
   for (const [other, tone] of tones) if (tone === free) tones.delete(other);
   tones.set(name, free);
 }
@@ -65,7 +72,10 @@ const refused = (row) => Object.entries(row)
   .reduce((sum, [name, value]) => (name.startsWith("refused:") ? sum + value : sum), 0);
 
 function strips() {
-  const inUnit = (write) => ({ scale: (value) => joined(write(value)), small: (value) => joined(write(value)) });
+  const inUnit = (write) => {
+    const said = (value) => joined(write(value));
+    return { scale: said, small: said };
+  };
   return [
     strip("Mail", "a second", "accepted", column("accepted"), {
       height: 132, hasLegend: true,
@@ -117,8 +127,9 @@ function draw() {
 
 function sentence(row) {
   if (status?.state === "stopping") return "The server is stopping: it takes no new mail.";
-  const accepted = row.accepted >= 0.05 ? `Taking ${rate(row.accepted)} mails a second` : "No mail comes in at the moment";
-  const away = row.refused + refused(row);
+  const accepted = row.accepted >= 0.05
+    ? `Taking ${rate(row.accepted)} mails a second` : "No mail comes in at the moment";
+  const away = refused(row);
   return `${accepted}${away >= 0.05 ? `, refusing ${rate(away)}` : ""}.`;
 }
 
@@ -141,7 +152,8 @@ function showProblems(problems) {
   if ([...list.children].map((item) => item.textContent).join("\n") === texts.join("\n")) return;
   list.className = problems.length ? "bad" : "good";
   list.replaceChildren(...texts.map((text) => element("li", {}, text)));
-  document.title = problems.length ? `gsmtpd: ${many(problems.length, "problem")}` : "gsmtpd: all is well";
+  const said = problems.length ? many(problems.length, "problem") : "all is well";
+  document.title = `gsmtpd: ${said}`;
 }
 
 async function lookAtSessions() {
@@ -160,9 +172,11 @@ async function lookAtSessions() {
     joined(octets(one.octets)), one.tls ? "yes" : "no",
   ]), "Nobody is connected."));
   byId("slowest").replaceChildren(table("Slowest in the last minute", [
-    ["At", {}], ["Took", number], ["Client", {}], ["Size", number], ["Reply", { class: "reply wide" }],
+    ["At", {}], ["Took", number], ["Client", {}], ["Size", number],
+    ["Reply", { class: "reply wide" }],
   ], found.slowest.map((one) => [
-    clock(one.time), joined(delay(one.delay)), quoted(one.client), joined(octets(one.size)), quoted(one.reply),
+    clock(one.time), joined(delay(one.delay)), quoted(one.client), joined(octets(one.size)),
+    quoted(one.reply),
   ]), "No mail in the last minute."));
 }
 
@@ -173,12 +187,14 @@ export function start(isShown, onConnection) {
     span = Number(event.target.value);
     draw();
   });
+  const isSeen = () => isShown() && !document.hidden;
+  document.addEventListener("visibilitychange", () => isSeen() && draw());
   fill();
   new Stream("api/live", "sample", (sample) => {
     if (samples.last && sample.time - samples.last.time > 3) isStale = true; // the machine slept
     samples.add(sample);
     if (isStale) fill();
-    if (isShown()) draw();
+    if (isSeen()) draw();
   }, {
     onOpen: () => onConnection(true),
     onLost: () => {
@@ -186,7 +202,6 @@ export function start(isShown, onConnection) {
       onConnection(false);
     },
   });
-  const isSeen = () => isShown() && !document.hidden;
   again(STATUS_EACH, () => !document.hidden, lookAtStatus);
   again(SESSIONS_EACH, isSeen, lookAtSessions);
 }

@@ -38,7 +38,9 @@ function asParameters(found) {
   }
   for (const name of ["since", "until"]) {
     const at = new Date(found[name]);
-    if (found[name] && !Number.isNaN(at.getTime())) parameters[name] = `${at.toISOString().slice(0, 19)}Z`;
+    if (found[name] && !Number.isNaN(at.getTime())) {
+      parameters[name] = `${at.toISOString().slice(0, 19)}Z`;
+    }
   }
   return parameters;
 }
@@ -104,7 +106,8 @@ function put(some, isNew = false) {
   }
   const rows = new Map([...byId("list").children].map((row) => [Number(row.dataset.id), row]));
   const marked = new Set(isNew ? fresh.map((one) => one.id) : []);
-  byId("list").replaceChildren(...mails.map((one) => rows.get(one.id) ?? row(one, marked.has(one.id))));
+  const made = (one) => rows.get(one.id) ?? row(one, marked.has(one.id));
+  byId("list").replaceChildren(...mails.map(made));
   mark();
   tell();
 }
@@ -112,7 +115,8 @@ function put(some, isNew = false) {
 function row(mail, isNew) {
   const link = element("a", { href: addressOf(mail.id, wanted) },
     quoted(mail.from || mail.return_path || "nobody", { class: "who" }),
-    element("time", { datetime: mail.date, title: when(new Date(mail.date) / 1000) }, whenShort(mail.date)),
+    element("time", { datetime: mail.date, title: when(new Date(mail.date) / 1000) },
+      whenShort(mail.date)),
     quoted(mail.subject || "no subject", { class: mail.subject ? "what" : "what none" }),
     element("span", { class: "whom" }, quoted(mail.recipient || mail.to)),
     element("span", { class: "size" },
@@ -135,8 +139,11 @@ function tell() {
   const searched = Object.keys(wanted).length ? "found" : "stored";
   if (!mails.length) {
     const nothing = searched === "found" ? "No mail is like that" : "There is no mail yet";
-    say(byId("found"), next ? "Nothing so far: there is more to look through." : `${nothing}. New mail appears by itself.`);
-  } else if (isAll) say(byId("found"), `${many(mails.length, "mail")} ${searched}, the newest first`);
+    const more = "Nothing so far: there is more to look through.";
+    say(byId("found"), next ? more : `${nothing}. New mail appears by itself.`);
+  } else if (isAll) {
+    say(byId("found"), `${many(mails.length, "mail")} ${searched}, the newest first`);
+  }
   else say(byId("found"), `The newest ${many(mails.length, "mail")} ${searched}`);
 }
 
@@ -175,7 +182,8 @@ function takeNews() {
   if (Date.now() - spokenAt > SPOKEN_EACH) {
     spokenAt = Date.now();
     const [last] = taken.slice(-1);
-    say(byId("news"), taken.length === 1 ? `New mail from ${last.from}: ${last.subject}` : many(taken.length, "new mail"));
+    const one = `New mail from ${last.from}: ${last.subject}`;
+    say(byId("news"), taken.length === 1 ? one : many(taken.length, "new mail"));
   }
 }
 

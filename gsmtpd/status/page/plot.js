@@ -4,6 +4,7 @@ import { drawn, element, say } from "./dom.js";
 import { clock } from "./format.js";
 
 const AXIS = 22; // pixels that the times need
+const FLAG = 60; // pixels that the time of the cursor needs
 const ABOVE = 12; // pixels above the highest line, for what is written at it
 
 const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
@@ -90,14 +91,16 @@ export class Recorder {
   #pointed() {
     if (this.cursor === null) return null;
     const off = (row) => Math.abs(row.time - this.cursor);
-    const best = this.rows.reduce((best, row) => (best && off(best) <= off(row) ? best : row), null);
+    const nearer = (best, row) => (best && off(best) <= off(row) ? best : row);
+    const best = this.rows.reduce(nearer, null);
     return best && off(best) < this.span / 60 ? best : { time: this.cursor };
   }
 
   #ticks() {
     const step = this.span > 600 ? 600 : 60;
     const ticks = [];
-    for (let at = Math.ceil((this.end - this.span) / step) * step; at <= this.end; at += step) ticks.push(at);
+    const first = Math.ceil((this.end - this.span) / step) * step;
+    for (let at = first; at <= this.end; at += step) ticks.push(at);
     return ticks;
   }
 
@@ -109,12 +112,14 @@ export class Recorder {
     const highest = Math.max(0, ...layers.flatMap((layer) => layer.map(([, top]) => top ?? 0)));
     const top = ceiling(highest, strip.least);
     const y = (value) => ABOVE + (height - ABOVE - 1) * (1 - value / top);
-    const lines = ticks.map((at) => drawn("line", { class: "tick", x1: x(at), x2: x(at), y1: ABOVE, y2: height }));
+    const across = (name, at, from) =>
+      drawn("line", { class: name, x1: x(at), x2: x(at), y1: from, y2: height });
+    const lines = ticks.map((at) => across("tick", at, ABOVE));
     lines.push(drawn("line", { class: "grid", x1: 0, x2: width, y1: y(top), y2: y(top) }));
     lines.push(drawn("line", { class: "base", x1: 0, x2: width, y1: y(0), y2: y(0) }));
     const shapes = series.flatMap((one, at) => shapesOf(one, layers[at], rows, x, y, this.span));
     const scale = drawn("text", { class: "scale", x: 2, y: ABOVE - 3 }, strip.scale(top));
-    const cursor = row ? [drawn("line", { class: "cursor", x1: x(row.time), x2: x(row.time), y1: 0, y2: height })] : [];
+    const cursor = row ? [across("cursor", row.time, 0)] : [];
     strip.svg.setAttribute("width", width);
     strip.svg.setAttribute("height", height);
     strip.svg.replaceChildren(...lines, ...shapes, scale, ...cursor);
@@ -126,11 +131,14 @@ export class Recorder {
     say(strip.number, number);
     say(strip.unit, unit);
     const said = strip.scale(highest);
-    strip.svg.setAttribute("aria-label", `${strip.title}: ${number} ${unit}; at most ${said} in the time shown`);
+    const about = `${strip.title}: ${number} ${unit}; at most ${said} in the time shown`;
+    strip.svg.setAttribute("aria-label", about);
     if (!strip.hasLegend) return;
     const items = series.map((one) => [one.tone, one.name, row ? strip.small(one.value(row)) : ""]);
     const have = strip.legend.children;
-    if (have.length !== items.length || items.some(([, name], at) => have[at].children[1].textContent !== name)) {
+    const isOther = ([tone, name], at) => have[at].children[1].textContent !== name
+      || have[at].firstChild.className !== `swatch ${tone}`;
+    if (have.length !== items.length || items.some(isOther)) {
       strip.legend.replaceChildren(...items.map(([tone, name]) => element("li", {},
         element("span", { class: `swatch ${tone}` }), element("span", {}, name), element("b"))));
     }
@@ -138,12 +146,16 @@ export class Recorder {
   }
 
   #drawAxis(width, x, ticks) {
-    const flag = this.cursor === null ? -Infinity : Math.min(Math.max(x(this.cursor), 30), width - 30);
-    const shown = ticks.filter((at) => x(at) > 18 && x(at) < width - 18 && Math.abs(x(at) - flag) > 52);
-    const texts = shown.map((at) => drawn("text", { class: "scale", x: x(at), y: 15, "text-anchor": "middle" }, clock(at, false)));
+    const inside = (at) => Math.min(Math.max(at, FLAG / 2), width - FLAG / 2);
+    const flag = this.cursor === null ? -Infinity : inside(x(this.cursor));
+    const text = (name, at, time, seconds) =>
+      drawn("text", { class: name, x: at, y: 15, "text-anchor": "middle" }, clock(time, seconds));
+    const isClear = (at) => at > 18 && at < width - 18 && Math.abs(at - flag) > 52;
+    const shown = ticks.filter((time) => isClear(x(time)));
+    const texts = shown.map((time) => text("scale", x(time), time, false));
     if (this.cursor !== null) {
-      texts.push(drawn("rect", { class: "flag", x: flag - 30, y: 2, width: 60, height: 18, rx: 2 }));
-      texts.push(drawn("text", { class: "flag-text", x: flag, y: 15, "text-anchor": "middle" }, clock(this.cursor)));
+      const box = { class: "flag", x: flag - FLAG / 2, y: 2, width: FLAG, height: 18, rx: 2 };
+      texts.push(drawn("rect", box), text("flag-text", flag, this.cursor, true));
     }
     this.axis.setAttribute("width", width);
     this.axis.setAttribute("height", AXIS);
@@ -174,9 +186,10 @@ function shapesOf(one, layer, rows, x, y, span) {
     last = row.time;
     runs.at(-1).push([x(row.time).toFixed(1), y(top).toFixed(1), y(bottom).toFixed(1)]);
   });
-  const line = runs.map((run) => `M${run.map(([a, b]) => `${a} ${b}`).join("L")}${run.length === 1 ? "h1" : ""}`);
-  const area = runs.map((run) =>
-    `M${run.map(([a, b]) => `${a} ${b}`).join("L")}L${[...run].reverse().map(([a, , c]) => `${a} ${c}`).join("L")}Z`);
+  const along = (points) => points.map(([a, b]) => `${a} ${b}`).join("L");
+  const back = (run) => along(run.map(([a, , c]) => [a, c]).reverse());
+  const line = runs.map((run) => `M${along(run)}${run.length === 1 ? "h1" : ""}`);
+  const area = runs.map((run) => `M${along(run)}L${back(run)}Z`);
   const shapes = [];
   if (one.isFilled) shapes.push(drawn("path", { class: `area ${one.tone}`, d: area.join("") }));
   if (!one.isStacked) shapes.push(drawn("path", { class: `line ${one.tone}`, d: line.join("") }));

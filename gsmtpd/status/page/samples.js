@@ -11,7 +11,8 @@ export class Samples {
 
   // Take a history as the server answers it: columns, and rows of values.
   fill(span, { columns, rows }) {
-    this.rows[span] = rows.map((row) => Object.fromEntries(columns.map((name, at) => [name, row[at]])));
+    const named = (row) => Object.fromEntries(columns.map((name, at) => [name, row[at]]));
+    this.rows[span] = rows.map(named);
   }
 
   // Take what the last second was.
@@ -47,7 +48,7 @@ export class Samples {
 function together(rows) {
   const found = {};
   for (const name of Object.keys(rows.at(-1) ?? {})) {
-    const values = rows.map((row) => row[name]).filter((value) => value !== null && value !== undefined);
+    const values = rows.map((row) => row[name]).filter((value) => (value ?? null) !== null);
     if (!values.length) found[name] = null;
     else if (OF_NOW.has(name)) found[name] = values.at(-1);
     else if (HIGHEST.has(name)) found[name] = Math.max(...values);

@@ -1,9 +1,9 @@
--- One row per recipient. Dates are UTC, "YYYY-MM-DD HH:MM:SS".
+-- One row per recipient. Dates are UTC, "YYYY-MM-DD HH:MM:SS". Addresses have no regard to capitals.
 CREATE TABLE IF NOT EXISTS new_mail (
   mail_id INTEGER PRIMARY KEY AUTOINCREMENT,
   date TEXT NOT NULL,
   "from" TEXT NOT NULL,
-  "to" TEXT NOT NULL,
+  "to" TEXT NOT NULL COLLATE NOCASE,
   subject TEXT NOT NULL,
   body TEXT NOT NULL,
   charset TEXT NOT NULL,
@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS new_mail (
   spam_score REAL NOT NULL,
   hash TEXT NOT NULL,
   content_type TEXT NOT NULL,
-  recipient TEXT NOT NULL,
+  recipient TEXT NOT NULL COLLATE NOCASE,
   has_attach INTEGER NOT NULL,
   ip_addr TEXT NOT NULL,
   return_path TEXT NOT NULL DEFAULT '',
