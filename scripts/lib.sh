@@ -81,6 +81,10 @@ trial() {
   export GSMTPD_STORE_SQLITE_PATH=${GSMTPD_STORE_SQLITE_PATH:-$ROOT/var/mail.db}
   export GSMTPD_SERVER_PID_FILE=${GSMTPD_SERVER_PID_FILE:-$ROOT/var/gsmtpd.pid}
   export GSMTPD_SERVER_CONTROL_SOCKET=${GSMTPD_SERVER_CONTROL_SOCKET:-$ROOT/var/control}
+  # A page, where what serves it is installed.
+  if .venv/bin/python -c 'import aiohttp, prometheus_client' 2>/dev/null; then
+    export GSMTPD_STATUS_LISTEN=${GSMTPD_STATUS_LISTEN-8025}
+  fi
   # Root stays root here: a user of its own could not write to the clone.
   export GSMTPD_SERVER_USER=${GSMTPD_SERVER_USER:-$(id -un)}
   # Replies come back here: write to a handler as somebody@example.com, and see its answer in the list.
