@@ -251,6 +251,23 @@ def test_attachments_are_saved_and_not_shown(site: Site) -> None:
     site.view("live")
 
 
+def test_the_page_behind_a_password(browser: Browser) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    with Gsmtpd({"status": {"listen": listen, "password": "open sesame"}}) as daemon:
+        site = Site(daemon, browser, f"http://anybody:open%20sesame@{listen}")
+        number = site.send(calling_home.mail("<p id=said>Look at me</p>", "behind a password"))
+        site.view(f"mail/{number}")
+        wait_for(lambda: subjects(browser) == ["behind a password"])
+        browser.wait("document.getElementById('tab-html')").click()
+        frame = browser.wait("document.querySelector('#letter iframe')")
+        browser.driver.switch_to.frame(frame)
+        wait_for(lambda: "Look at me" in browser.text("#said"))
+        browser.driver.switch_to.default_content()
+        site.send(mail("another"))
+        wait_for(lambda: subjects(browser) == ["another", "behind a password"])
+        browser.driver.get("about:blank")
+
+
 # ---- how it looks --------------------------------------------------------------------------------
 
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -7,11 +7,15 @@ export class ApiError extends Error {
   }
 }
 
+// With a password in the address of the page, what is relative to it would have one, too, and
+// browsers refuse that.
+const url = (path) => new URL(path, location.origin + location.pathname);
+
 // The answer to a request, as it is or as JSON. Raises ApiError with a line for people.
 export async function fetched(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, { credentials: "same-origin", ...options });
+    answer = await fetch(url(path), { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The server does not answer.", 0);
@@ -43,7 +47,7 @@ export class Stream {
   }
 
   open() {
-    this.source = new EventSource(this.path);
+    this.source = new EventSource(url(this.path));
     this.source.addEventListener("open", () => this.onOpen());
     this.source.addEventListener(this.event, (message) => this.onData(JSON.parse(message.data)));
     this.source.addEventListener("error", () => {
