@@ -106,6 +106,8 @@ class Recent:
         if not position:
             return [], self._position(first + octets.rfind(b"\n") + 1), 0
         found, used, lost = _taken(octets)
+        if not used and len(octets) == _BLOCK:
+            used, lost = _BLOCK, 1  # a record that is longer than that: on, into the midst of it
         lost += bool(first > start) * max(1, (first - start) * (len(found) + 1) // max(used, 1))
         return found, self._position(first + used), lost
 

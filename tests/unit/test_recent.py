@@ -259,6 +259,20 @@ def test_more_than_one_answer_holds_comes_with_the_next(memory: Recent) -> None:
     assert answers == 4
 
 
+def test_a_record_that_is_too_long_for_an_answer_does_not_stop_it(memory: Recent) -> None:
+    """As of a thousand long recipients in UTF-8, which a client may choose."""
+    _, position, _ = told(memory, "")
+    memory.append(event(1) + event(2, text="x" * 2_000_000) + event(3))
+    found: list[object] = []
+    lost = 0
+    for _ in range(20):
+        more, position, missing = told(memory, position)
+        found += more
+        lost += missing
+    assert found == [1, 3]
+    assert lost > 0
+
+
 def test_what_was_given_back_is_lost(memory: Recent) -> None:
     _, position, _ = told(memory, "")
     filling = b"".join(event(0, text="x" * 900) for _ in range(100))
