@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -16,6 +17,7 @@ WRONG_AT_ONCE = 10  # wrong passwords of one address; then one in each PAUSE is 
 PAUSE = 5.0  # seconds
 _MOST = 10_000  # addresses that are remembered
 _LOCAL = ("localhost", "ip6-localhost")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]@:/]+))(?::[0-9]{1,5})?", re.ASCII)
 _OURS = ("same-origin", "none")  # Sec-Fetch-Site of our own page, and of what a person typed
 
 
@@ -86,8 +88,10 @@ class Door:
             return None
         if len(self._wrong) >= _MOST:
             self._wrong = {key: at for key, at in self._wrong.items() if at > now}
-        if len(self._wrong) < _MOST:
-            self._wrong[place] = due + PAUSE
+        if len(self._wrong) >= _MOST and place not in self._wrong:
+            del self._wrong[next(iter(self._wrong))]  # who has said nothing for the longest time
+        self._wrong.pop(place, None)
+        self._wrong[place] = due + PAUSE
         return Refusal(401, "this is not the password of [status] in gsmtpd.conf", wrong=True)
 
 
@@ -114,10 +118,9 @@ def _place(origin: str) -> str:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host field, without brackets and port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower().removesuffix(".")
+    """The name in a Host field, without brackets and port; "" where it is none."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower().removesuffix(".") if match else ""
 
 
 def _password_in(said: str) -> bytes:

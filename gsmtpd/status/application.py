@@ -11,6 +11,7 @@ from gsmtpd.status.answers import Handler, explain, sorry
 from gsmtpd.status.arriving import Arrivals
 from gsmtpd.status.facts import Facts, Known
 from gsmtpd.status.glances import Glances
+from gsmtpd.status.guests import Heard
 from gsmtpd.status.headers import guard
 from gsmtpd.status.health import Health
 from gsmtpd.status.live import Live
@@ -20,7 +21,7 @@ from gsmtpd.status.openapi import Description
 from gsmtpd.status.pages import Pages
 from gsmtpd.status.parts import Parts
 from gsmtpd.status.readers import Readers
-from gsmtpd.status.server import Ending, Heard
+from gsmtpd.status.server import Ending
 from gsmtpd.status.waiting import Waiting
 
 MAX_BODY = 1024  # octets of a request; nothing here takes any
@@ -35,6 +36,7 @@ def make_application(parts: Parts, ending: Ending, heard: Heard) -> web.Applicat
         client_max_size=MAX_BODY,
     )
     readers = Readers(parts.open_finder)
+    look = Readers(parts.open_finder, 1)  # for who must not wait behind a search
     arrivals = Arrivals(parts.open_finder, parts.stored)
     glances = Glances(readers)
     ending.call(arrivals.end)
@@ -42,6 +44,7 @@ def make_application(parts: Parts, ending: Ending, heard: Heard) -> web.Applicat
 
     async def close(_: web.Application) -> None:
         readers.close()
+        look.close()
         arrivals.close()
 
     async def prepare(_: web.Request, response: web.StreamResponse) -> None:
@@ -54,7 +57,7 @@ def make_application(parts: Parts, ending: Ending, heard: Heard) -> web.Applicat
     app.on_cleanup.append(close)
     known = Known(parts)
     for part in (
-        Health(known, readers),
+        Health(known, look),
         Facts(parts, known),
         Metrics(parts, known),
         Live(parts.history, ending),

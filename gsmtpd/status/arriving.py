@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
-from gsmtpd.storage.tail import AT_ONCE, Tail
+from gsmtpd.storage.tail import Tail
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Arrivals:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="arrivals")
         self._finder: Finder | None = None  # the thread's, as is the next
         self._tail: Tail | None = None
+        self._is_more = False
         self._cursor = ""  # of the tail, should it break
         self._waiters: dict[str, set[Waiter]] = {}
         self._readers: set[Reader] = set()
@@ -162,7 +163,7 @@ class Arrivals:
                     each.set_result(self._cursor)
             self._sweep()
             await asyncio.sleep(REST if self._waiters else REST_OF_STREAMS)
-            if len(mails) < AT_ONCE:
+            if not self._is_more:
                 await self._wait_for_more()
 
     async def _wait_for_more(self) -> None:
@@ -220,6 +221,7 @@ class Arrivals:
             self._close()
             raise
         self._cursor = tail.cursor()
+        self._is_more = tail.is_more
         return mails
 
     def _close(self) -> None:

@@ -29,7 +29,10 @@ class Live:
 
     def routes(self) -> list[web.RouteDef]:
         """The paths."""
-        return [web.get("/api/history", self._table), web.get("/api/live", self._stream)]
+        return [
+            web.get("/api/history", self._table),
+            web.get("/api/live", self._stream, allow_head=False),
+        ]
 
     async def _table(self, request: web.Request) -> web.Response:
         wanted = parameters.parameters(request, _HISTORY)

@@ -211,6 +211,7 @@ class _Images:
         self._parts: dict[str, Part] | None = None
         self._sources: dict[str, str | None] = {}
         self._left = MAX_IMAGES
+        self._read: dict[int, str | None] = {}  # by where the part begins: it may have many names
 
     def source(self, url: str) -> str | None:
         """What stands as src for an image with the src `url`; None where it is not shown."""
@@ -233,6 +234,11 @@ class _Images:
         part = self._parts.get(name)
         if part is None:
             return None
+        if part.start not in self._read:
+            self._read[part.start] = self._decoded(part)
+        return self._read[part.start]
+
+    def _decoded(self, part: Part) -> str | None:
         octets = payload(self._content, part, self._left + 1)
         kind = next((kind for magic, kind in _KINDS if octets.startswith(magic)), None)
         if kind is None or len(octets) > self._left:

@@ -14,11 +14,10 @@ from aiohttp import web
 
 from gsmtpd.metrics import Counter
 from gsmtpd.server.engine import stacks
+from gsmtpd.status.guests import Guests, Heard
 
 _log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 2000
-HEAD_WITHIN = 10.0  # seconds that a new connection has to send its first request
 MAX_LINE = 65536  # octets of a request's first line: nine texts in UTF-8, each octet as %41
 KEEP_ALIVE = 30.0  # seconds that a connection may rest between requests
 SEND_WITHIN = 60_000  # milliseconds that a client may take none of what we send
@@ -27,14 +26,6 @@ START_WITHIN = 10.0
 STOP_WITHIN = 2.0
 RETIRE_WITHIN = 60.0  # for those who fetch something large slowly
 _BACKLOG = 4096  # the kernel takes as many as net.core.somaxconn allows
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    b'Content-Length: 46\r\n\r\n{"error": "too many connections; try later."}\n'
-)
-
-
-Heard = Callable[[asyncio.BaseProtocol], None]
-"""Called with what serves a connection when that has sent a request."""
 
 
 class Ending:
@@ -53,47 +44,6 @@ class Ending:
         self.begun = True
         for callback in self._callbacks:
             callback()
-
-
-class Guests:
-    """The connections that are open; those that ask for nothing are closed."""
-
-    def __init__(self) -> None:
-        self._server: web.Server | None = None
-        self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
-
-    def serve(self, server: web.Server) -> None:
-        """From now on `server` serves them."""
-        self._server = server
-
-    def admit(self) -> asyncio.BaseProtocol:
-        """What serves a new connection."""
-        assert self._server is not None
-        if len(self._server.connections) >= MAX_CONNECTIONS:
-            return _Full()
-        made = self._server()
-        timer = asyncio.get_running_loop().call_later(HEAD_WITHIN, self._drop, made)
-        self._silent[made] = timer
-        return made
-
-    def heard(self, protocol: asyncio.BaseProtocol) -> None:
-        """It has sent a request."""
-        if timer := self._silent.pop(protocol, None):
-            timer.cancel()
-
-    def _drop(self, protocol: web.RequestHandler) -> None:
-        self._silent.pop(protocol, None)
-        if protocol.transport is not None:
-            protocol.transport.abort()
-
-
-class _Full(asyncio.Protocol):
-    """For one connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(_FULL)
-        transport.close()
 
 
 class StatusServer:

@@ -27,6 +27,8 @@ class Listener:
 
     def put(self, event: bytes) -> None:
         """Have `event` sent."""
+        if self.ended:
+            return
         self._waiting.append(event)
         self._size += len(event)
         if self._size > MOST_WAITING:

@@ -95,8 +95,9 @@ class _Stream:
         for mail in mails:
             if self._is_meant(mail):
                 self.listener.put(event("mail", json.dumps(facts_of(mail))))
-        self.listener.id = cursor
-        self.listener.put(event(id=cursor))
+        if not self.listener.ended:  # else not all of it was taken
+            self.listener.id = cursor
+            self.listener.put(event(id=cursor))
 
     def release(self) -> None:
         """Send what has come meanwhile, but for what was given, and from now on all at once."""
@@ -119,7 +120,10 @@ class Waiting:
 
     def routes(self) -> list[web.RouteDef]:
         """The paths."""
-        return [web.get("/api/wait", self._wait), web.get("/api/stream", self._stream)]
+        return [
+            web.get("/api/wait", self._wait),
+            web.get("/api/stream", self._stream, allow_head=False),
+        ]
 
     async def _wait(self, request: web.Request) -> web.Response:
         wanted = parameters.parameters(request, _WAIT)

@@ -89,6 +89,7 @@ class Tail:
         self._clock = clock
         self._stretches: list[_Stretch] = []  # in the order of ids
         self._merged = clock()
+        self.is_more = False  # whether the last look has left rows behind
         if after:
             self._last, missing = parse_place(after)
             for mail_id in missing:
@@ -156,6 +157,7 @@ class Tail:
     def _saw(self, new: Collection[int], late: Collection[int]) -> None:
         """Take note of what is given: of ids above the last one, and of those below."""
         now = self._clock()
+        self.is_more = len(new) >= AT_ONCE
         if late:
             for stretch in self._stretches:
                 stretch.saw(late)

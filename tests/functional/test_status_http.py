@@ -237,7 +237,7 @@ def test_a_reload_turns_it_on_moves_it_and_turns_it_off() -> None:
 
 
 def test_who_says_nothing_is_hung_up_on() -> None:
-    quick = "import gsmtpd.status.server as server\nserver.HEAD_WITHIN = 0.3"
+    quick = "import gsmtpd.status.guests as guests\nguests.HEAD_WITHIN = 0.3"
     with served(before=quick) as (_, status):
         address = ("127.0.0.1", status.port)
         for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-"):
@@ -251,7 +251,7 @@ def test_who_says_nothing_is_hung_up_on() -> None:
 
 
 def test_too_many_connections() -> None:
-    few = "import gsmtpd.status.server as server\nserver.MAX_CONNECTIONS = 3"
+    few = "import gsmtpd.status.guests as guests\nguests.MAX_CONNECTIONS = 3"
     with served(before=few) as (_, status), contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(socket.create_connection(("127.0.0.1", status.port), 30))

@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there(server: Gsmtpd) -> None:
 
 def test_a_database_that_goes_and_comes(mariadb: MariaDB) -> None:
     """What is refused meanwhile is shown, and all mail that is stored later, once."""
-    with MariaDB() as own:
+    with MariaDB(durable=True) as own:
         own.create_database("mail")
         daemon = Gsmtpd(mysql_store(own, "mail"))
         daemon.ctl("init-db", "--apply")

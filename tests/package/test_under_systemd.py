@@ -207,7 +207,7 @@ def test_handlers(system: SystemdRoot) -> None:
     before = conf.read_text()
     bound = "".join(f"  [[{name}]]\n  match = *\n  {text}\n" for name, text in HANDLERS.items())
     with_some = before.replace("directory =\nsmarthost =\n", f"directory = {OWN}\nsmarthost =\n")
-    conf.write_text(with_some.replace("\n[log]\n", f"\n{bound}\n[log]\n"))
+    conf.write_text(with_some.replace("\n[status]\n", f"\n{bound}\n[status]\n"))
     try:
         system.do("systemctl start gsmtpd")
         assert "the configuration is good" in system.do("gsmtpd -t")

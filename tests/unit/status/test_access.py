@@ -85,6 +85,17 @@ def test_a_network_of_ipv6_is_one_client() -> None:
     assert door.refusal("GET", "/", basic(PASSWORD), "2001:db8:0:1::1") is None
 
 
+def test_others_who_guess_do_not_make_room_for_more_guesses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gsmtpd.status.access._MOST", 3)
+    door = Door(PASSWORD, [])
+    for number in range(5):
+        door.refusal("GET", "/", basic("x"), f"192.0.2.{number + 10}")
+    wrong = [refused(door, basic(f"guess {n}")) for n in range(WRONG_AT_ONCE + 2)]
+    assert wrong[-1] == 429
+
+
 def test_who_has_said_nothing_yet_has_not_guessed() -> None:
     door = Door(PASSWORD, [])
     assert {refused(door, {"Host": "x"}) for _ in range(100)} == {401}
@@ -113,6 +124,9 @@ def test_who_has_said_nothing_yet_has_not_guessed() -> None:
         ("192.0.2.1", False),
         ("[2001:db8::1]", False),
         ("[", False),
+        ("[::1].evil.example", False),
+        ("localhost:@evil.example", False),
+        ("localhost:8025@evil.example", False),
     ],
 )
 def test_without_a_password_only_our_own_names(host: str, good: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from gsmtpd.history import History
-from gsmtpd.metrics import Counters
 from gsmtpd.status import mails, openapi, waiting
 from gsmtpd.status.application import make_application
 from gsmtpd.status.parts import Parts
@@ -29,7 +28,7 @@ def served() -> dict[str, set[str]]:
     parts = Parts(
         version="1.2.3", password="", hosts=(), open_finder=no_store,
         ask_master=lambda command, about: {}, database=list, waiting=dict,
-        counters=Counters(4), history=History(4), max_clients=1, stored=-1,
+        history=History(4), max_clients=1, stored=-1,
     )  # fmt: skip
 
     async def make() -> Any:

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gsmtpd.message.body import has_html
+from gsmtpd.message.mime import Part
 from gsmtpd.status import safe_html
 from gsmtpd.status.safe_html import MAX_IMAGES, MAX_TAGS, safe_page
 
@@ -181,6 +182,22 @@ def test_images_have_a_bound_however_often_they_are_shown() -> None:
     assert page.count(b"<img") == MAX_IMAGES // size
     assert len(page) < 2 * MAX_IMAGES
     assert page.count(b"image not shown") == 1000 - page.count(b"<img")
+
+
+def test_a_part_of_many_names_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each name of what is no image costs as much as the whole part."""
+    read = []
+
+    def payload(content: bytes, part: Part, most: int) -> bytes:
+        read.append(part)
+        return b"no image"
+
+    monkeypatch.setattr(safe_html, "payload", payload)
+    names = "\r\n".join(f"Content-ID: <k{n}>" for n in range(50))
+    html = "".join(f"<img src=cid:k{n}>" for n in range(50))
+    page = safe_page(related(html, (names, b"no image")))
+    assert (page or b"").count(b"image not shown") == 50
+    assert len(read) == 1
 
 
 def test_an_image_too_large_is_not_shown() -> None:

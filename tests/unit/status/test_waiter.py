@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from gsmtpd.status.streams import MOST_WAITING
 from gsmtpd.status.waiting import _Stream, _Waiter
 from gsmtpd.storage.arrivals import Cursor
 from gsmtpd.storage.reader import StoredMail
@@ -56,3 +57,18 @@ def test_a_stream_that_catches_up_gives_nothing_twice() -> None:
         )
         if line != "id: "
     ]
+
+
+def test_a_stream_that_nobody_reads_keeps_so_much_and_no_cursor_behind_it() -> None:
+    async def kept() -> tuple[bool, str, int]:
+        stream = _Stream(lambda mail: True)
+        stream.release()
+        long = mail(1)._replace(subject="x" * 100_000)
+        for number in range(100):
+            stream.take([long], f"T{number}")
+        return stream.listener.ended, stream.listener.id, len(await stream.listener._next())
+
+    ended, cursor, octets = asyncio.run(kept())
+    assert ended
+    assert octets < MOST_WAITING + 200_000
+    assert cursor == f"T{octets // 100_000 - 2}", "the last mail that is sent has none behind it"

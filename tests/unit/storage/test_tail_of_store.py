@@ -100,6 +100,16 @@ def test_much_at_once(table: MailTable, finder: Finder) -> None:
     assert [len(tail.look()) for _ in range(4)] == [module.AT_ONCE, module.AT_ONCE, 5, 0]
 
 
+def test_it_says_whether_there_is_more(table: MailTable, finder: Finder) -> None:
+    """Who waits for few addresses is given next to nothing of much."""
+    tail = finder.tail()
+    table.fill([{}] * (module.AT_ONCE + 5))
+    assert tail.rows_for({"x@example.com"}) == []
+    assert tail.is_more
+    assert tail.rows_for({"x@example.com"}) == []
+    assert not tail.is_more
+
+
 def test_it_goes_on_where_another_was(table: MailTable, finder: Finder) -> None:
     tail = finder.tail()
     table.fill([{}] * 5)
