@@ -57,6 +57,8 @@ def top(options: argparse.Namespace) -> int:
     if looked.view.trouble:
         raise ControlError(looked.view.trouble, looked.is_forbidden)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it has to restore the terminal
+    # Who has started this may have blocked it, and then no other size would ever be noticed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGWINCH})
     try:
         curses.wrapper(lambda window: _Top(curses, window, looked, options.delay).run())
     except curses.error as error:

@@ -80,8 +80,12 @@ def test_its_keys(server: Gsmtpd, terminal: Terminal) -> None:
         assert process.wait(30) == 0
 
 
-def test_a_terminal_that_becomes_tiny(server: Gsmtpd, terminal: Terminal) -> None:
-    with on_terminal(terminal, top(server, "-d", "0.1")) as process:
+BLOCKED = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})"
+
+
+@pytest.mark.parametrize("before", ["", BLOCKED])
+def test_a_terminal_that_becomes_tiny(server: Gsmtpd, terminal: Terminal, before: str) -> None:
+    with on_terminal(terminal, top(server, "-d", "0.1"), before) as process:
         wait_for(lambda: "workers 1/1" in terminal.look())
         for columns, lines in ((40, 12), (1, 1), (5, 2), (200, 60)):
             terminal.resize(columns, lines, process.pid)
