@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import locale
+import os
 import shutil
 import signal
 import sys
@@ -59,6 +60,8 @@ def top(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it has to restore the terminal
     # Who has started this may have blocked it, and then no other size would ever be noticed.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGWINCH})
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)  # likewise where they are exported, see ncurses(3)
     try:
         curses.wrapper(lambda window: _Top(curses, window, looked, options.delay).run())
     except curses.error as error:

@@ -84,8 +84,11 @@ BLOCKED = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWI
 
 
 @pytest.mark.parametrize("before", ["", BLOCKED])
-def test_a_terminal_that_becomes_tiny(server: Gsmtpd, terminal: Terminal, before: str) -> None:
-    with on_terminal(terminal, top(server, "-d", "0.1"), before) as process:
+@pytest.mark.parametrize("variables", [{}, {"COLUMNS": "80", "LINES": "24"}])
+def test_a_terminal_that_becomes_tiny(
+    server: Gsmtpd, terminal: Terminal, before: str, variables: dict[str, str]
+) -> None:
+    with on_terminal(terminal, top(server, "-d", "0.1"), before, variables) as process:
         wait_for(lambda: "workers 1/1" in terminal.look())
         for columns, lines in ((40, 12), (1, 1), (5, 2), (200, 60)):
             terminal.resize(columns, lines, process.pid)
