@@ -16,7 +16,7 @@ from gsmtpd.handlers.hand import Plan
 from gsmtpd.handlers.process import RefusedError, Runner, RunnerError, Task
 from gsmtpd.policy.decision import Policy
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.outbox import Session
+from gsmtpd.storage.outbox import Outbox, Session
 
 
 def make_plans(config: Config) -> list[Plan]:
@@ -62,6 +62,17 @@ def open_session(config: Config) -> Session:
 
         return MySQLSession(make_database(config), make_bodies(config))
     raise StoreError("[store] backend = null keeps no mail, and so no outbox")
+
+
+def outbox_counts(config: Config) -> list[dict[str, object]]:
+    """How much is there for each handler, by its state, as in a status. Raises StoreError."""
+    session = open_session(config)
+    try:
+        counts = Outbox(session).counts()
+    finally:
+        session.close()
+    names = ("handler", "state", "number")
+    return [dict(zip(names, each, strict=True)) for each in counts]
 
 
 def check(config: Config) -> Iterator[str]:

@@ -95,16 +95,9 @@ def _waiting(config: Config) -> dict[str, Any]:
 
 
 def _outbox(config: Config) -> list[dict[str, Any]]:
-    from gsmtpd.app_handlers import open_session  # only where there are any
-    from gsmtpd.storage.outbox import Outbox
+    from gsmtpd.app_handlers import outbox_counts  # only where there are any
 
-    session = open_session(config)
-    try:
-        counts = Outbox(session).counts()
-    finally:
-        session.close()
-    names = ("handler", "state", "number")
-    return [dict(zip(names, each, strict=True)) for each in counts]
+    return outbox_counts(config)
 
 
 def _ask(path: str, command: str, about: str) -> dict[str, object]:

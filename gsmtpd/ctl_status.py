@@ -82,16 +82,9 @@ class _Aside:
 
 def _outbox(chosen: config.Config) -> Found:
     """How much handlers have still to do. Raises StoreError."""
-    from gsmtpd.app_handlers import open_session  # only where there are any
-    from gsmtpd.storage.outbox import Outbox
+    from gsmtpd.app_handlers import outbox_counts  # only where there are any
 
-    session = open_session(chosen)
-    try:
-        counts = Outbox(session).counts()
-    finally:
-        session.close()
-    names = ("handler", "state", "number")
-    return {"counts": [dict(zip(names, each, strict=True)) for each in counts]}
+    return {"counts": outbox_counts(chosen)}
 
 
 def _spool(path: str) -> Found | None:

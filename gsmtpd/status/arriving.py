@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Callable, Collection
@@ -16,8 +15,6 @@ from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
 from gsmtpd.storage.tail import Tail
-
-_log = logging.getLogger(__name__)
 
 REST = 0.02  # seconds between two looks at least: a busy gsmtpd commits hundreds of times a second
 REST_OF_STREAMS = 0.25  # where nobody waits for one mail

@@ -19,6 +19,7 @@ from gsmtpd.status.mail_json import (
     without_octets,
 )
 from gsmtpd.status.readers import Readers
+from gsmtpd.status.safe_html import safe_page
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import UnreadableError
 from gsmtpd.storage.search import Wanted
@@ -117,8 +118,6 @@ class Mails:
         return _plain(header_of(await self._octets(request)))
 
     async def _html(self, request: web.Request) -> web.Response:
-        from gsmtpd.status.safe_html import safe_page  # type: ignore[import-not-found,unused-ignore]
-
         content = content_of(await self._octets(request))
         page = await self._readers.work(lambda: safe_page(content))
         if page is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,6 @@ from aiohttp import web
 from gsmtpd.metrics import Counter
 from gsmtpd.server.engine import stacks
 from gsmtpd.status.guests import Guests, Heard
-
-_log = logging.getLogger(__name__)
 
 MAX_LINE = 65536  # octets of a request's first line: nine texts in UTF-8, each octet as %41
 KEEP_ALIVE = 30.0  # seconds that a connection may rest between requests
@@ -68,7 +65,6 @@ class StatusServer:
         self._runner: web.AppRunner | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
-        self._retiring = False
 
     # ---- as a worker runs it ---------------------------------------------------------------------
 
