@@ -26,6 +26,16 @@ ROW: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Clock:
+    """A clock that stands until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class MailTable:
     """A table of our schema, and a connection to it that writes."""
 

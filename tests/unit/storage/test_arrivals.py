@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,44 +19,9 @@ from gsmtpd.storage.arrivals import (
 )
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import Selection
-from tests.mailtable import MailTable, asked, reads_too_much
-from tests.servers import MariaDB
+from tests.mailtable import Clock, MailTable, asked, reads_too_much
 
 BOB = "bob@example.com"
-
-
-class Clock:
-    """A clock that stands until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture(params=["sqlite", "mysql"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MailTable]:
-    if request.param == "sqlite":
-        made = MailTable(tmp_path / "mail.db")
-    else:
-        made = MailTable((request.getfixturevalue("mariadb"), request.getfixturevalue("schema")))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def mysql(mariadb: MariaDB, schema: str) -> Iterator[MailTable]:
-    made = MailTable((mariadb, schema))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def finder(table: MailTable) -> Iterator[Finder]:
-    made = table.finder()
-    yield made
-    made.close()
 
 
 def all_next(finder: Finder, address: str, cursor: Cursor) -> tuple[list[int], Cursor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,23 +15,6 @@ from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
 from tests.mailtable import MailTable, asked, reads_too_much
 from tests.servers import MariaDB, free_port, mysql_store, render, wait_for
-
-
-@pytest.fixture(params=["sqlite", "mysql"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MailTable]:
-    if request.param == "sqlite":
-        made = MailTable(tmp_path / "mail.db")
-    else:
-        made = MailTable((request.getfixturevalue("mariadb"), request.getfixturevalue("schema")))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def finder(table: MailTable) -> Iterator[Finder]:
-    made = table.finder()
-    yield made
-    made.close()
 
 
 def configured(path: Path, settings: dict[str, object]) -> Config:

@@ -40,13 +40,6 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MailTable]
     made.close()
 
 
-@pytest.fixture
-def finder(table: MailTable) -> Iterator[Finder]:
-    made = table.finder()
-    yield made
-    made.close()
-
-
 def pages(finder: Finder, wanted: Wanted, limit: int = 100) -> list[list[int]]:
     """The ids on each page."""
     found, before = [], ""

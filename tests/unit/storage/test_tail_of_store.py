@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,48 +13,16 @@ from gsmtpd.storage.arrivals import MARGIN, SETTLED
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.tail import Tail
-from tests.mailtable import MailTable, asked
-from tests.servers import MariaDB
-
-
-class Clock:
-    """A clock that stands until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture(params=["sqlite", "mysql"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MailTable]:
-    if request.param == "sqlite":
-        made = MailTable(tmp_path / "mail.db")
-    else:
-        made = MailTable((request.getfixturevalue("mariadb"), request.getfixturevalue("schema")))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def mysql(mariadb: MariaDB, schema: str) -> Iterator[MailTable]:
-    made = MailTable((mariadb, schema))
-    yield made
-    made.close()
+from tests.mailtable import Clock, MailTable, asked
 
 
 @pytest.fixture
 def finder(request: pytest.FixtureRequest) -> Iterator[Finder]:
+    """What finds mail in `mysql` where the test has that, else in `table`."""
     which = "mysql" if "mysql" in request.fixturenames else "table"
     made: Finder = request.getfixturevalue(which).finder()
     yield made
     made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def looked(tail: Tail) -> list[int]:
