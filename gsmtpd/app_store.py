@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gsmtpd.config import Config
 from gsmtpd.message.row import FASTEST, Decode, RowMaker
 from gsmtpd.storage import spool_file, sqlite
-from gsmtpd.storage.base import OnStored, Store, StoreError
+from gsmtpd.storage.base import OnStored, Store, StoreError, StoreSetupError
 from gsmtpd.storage.body_store import BodyStore, open_body_store
 from gsmtpd.storage.dedupe import DedupingStore
 from gsmtpd.storage.elsewhere import ElsewhereStore
@@ -69,7 +69,7 @@ def make_finder(config: Config) -> Finder:
 
         return app_mysql.open_finder(config, make_bodies(config))
     if config.store.backend != "sqlite":
-        raise StoreError("[store] backend = null keeps no mail; there is nothing to find")
+        raise StoreSetupError("[store] backend = null keeps no mail; there is nothing to find")
     path = config.store.sqlite.path
     reader = sqlite.open_reader(path, make_bodies(config))
     return Finder(reader, lambda row: erase_sqlite(path, row))

@@ -33,17 +33,35 @@ def equals(rows: MailRows, column: str, address: str) -> tuple[str, list[str]]:
 
     It may find a little more: MySQL takes é for e. `is_same` knows.
     """
-    spelled = list(dict.fromkeys((address, address.lower())))
     if not rows.is_sqlite:
         return f"`{column}` = {rows.mark}", [address]
     if address.isascii():
         return f"`{column}` = {rows.mark} COLLATE NOCASE", [address]
-    return f"`{column}` COLLATE NOCASE IN ({rows.marks(spelled)})", [*spelled]
+    ways = spelled(address)
+    return f"`{column}` COLLATE NOCASE IN ({rows.marks(ways)})", ways
+
+
+def spelled(text: str) -> list[str]:
+    """SQLite knows the capitals of ASCII only: the ways a text is looked for there."""
+    return list(dict.fromkeys((text, text.lower(), text.upper(), text.capitalize())))
 
 
 def is_same(stored: str, address: str) -> bool:
-    """Whether a column has that address."""
-    return stored.lower() == address.lower()
+    """Whether a column has that address. The Kelvin sign is no k, as databases have it."""
+    return stored.lower() == address.lower() and stored.isascii() == address.isascii()
+
+
+def is_found(rows: MailRows, stored: str, address: str) -> bool:
+    """Whether who looks for `address` finds what a column has, as by `equals` and `is_same`."""
+    if not is_same(stored, address):
+        return False
+    if not rows.is_sqlite or address.isascii():
+        return True
+    return _ascii_lower(stored) in map(_ascii_lower, spelled(address))
+
+
+def _ascii_lower(text: str) -> bytes:
+    return text.encode("utf-8", "replace").lower()
 
 
 def ids_to(

@@ -16,23 +16,13 @@ from typing import NamedTuple
 
 from gsmtpd.storage.addressed import Range, ids_to
 from gsmtpd.storage.mail_rows import MOST_ID, MailRows, StoredMail
+from gsmtpd.storage.seal import base36, sealed, unsealed
 
 SETTLED = 60.0  # seconds; what was given an id before is committed by then, or never will be
 MARGIN = 10000  # ids below the highest that are not taken for settled by who has just begun
 MOST_SEEN = 100  # ids that a cursor has
 _SAMPLE = 1.0  # seconds between two looks at the highest id
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CURSOR = re.compile(rf"[0-9a-z]{{1,13}}(\.[0-9a-z]{{1,13}}){{0,{MOST_SEEN}}}", re.ASCII)
-
-
-def base36(number: int) -> str:
-    """A number that is not negative, as `int(…, 36)` reads it."""
-    digits = ""
-    while True:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-        if not number:
-            return digits
 
 
 class Cursor(NamedTuple):
@@ -48,7 +38,7 @@ class Cursor(NamedTuple):
         for mail_id in sorted(self.seen):
             parts.append(mail_id - at)
             at = mail_id
-        return ".".join(map(base36, parts))
+        return sealed(".".join(map(base36, parts)))
 
     def given(self, mail_id: int, settled: int) -> Cursor:
         """This one, once the oldest mail that it lacks is given, which has that id.
@@ -72,9 +62,10 @@ START = Cursor()
 
 def parse(text: str) -> Cursor:
     """The cursor that is written `text`. Raises ValueError."""
-    if not _CURSOR.fullmatch(text):
+    said = unsealed(text)
+    if said is None or not _CURSOR.fullmatch(said):
         raise ValueError(f"{text[:40]!r} is no cursor; give one back as it came")
-    below, *steps = (int(part, 36) for part in text.split("."))
+    below, *steps = (int(part, 36) for part in said.split("."))
     seen = []
     at = below
     for step in steps:
@@ -92,7 +83,7 @@ def say_place(last: int, missing: Collection[int]) -> str:
     for mail_id in sorted(missing, reverse=True):
         parts.append(at - mail_id)
         at = mail_id
-    return "T" + ".".join(map(base36, parts))
+    return sealed("T" + ".".join(map(base36, parts)))
 
 
 def parse_place(text: str) -> tuple[int, list[int]]:
@@ -100,9 +91,10 @@ def parse_place(text: str) -> tuple[int, list[int]]:
 
     Raises ValueError.
     """
-    if not text.startswith("T") or not _CURSOR.fullmatch(text[1:]):
+    said = unsealed(text)
+    if said is None or not said.startswith("T") or not _CURSOR.fullmatch(said[1:]):
         raise ValueError(f"{text[:40]!r} is no cursor of all mail; give one back as it came")
-    last, *steps = (int(part, 36) for part in text[1:].split("."))
+    last, *steps = (int(part, 36) for part in said[1:].split("."))
     missing = []
     at = last
     for step in steps:

@@ -57,7 +57,11 @@ class StoreError(Exception):
     """The store cannot be used now; the text is one clear line for the operator."""
 
 
-class StorePermissionError(StoreError):
+class StoreSetupError(StoreError):
+    """The store is there, but lacks what is asked of it: to ask again is in vain."""
+
+
+class StorePermissionError(StoreSetupError):
     """The store is there, but not for this user."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gsmtpd.storage import search
+from gsmtpd.storage.addressed import is_found
 from gsmtpd.storage.arrivals import START, Cursor, Settled, next_for
 from gsmtpd.storage.mail_rows import StoredMail
 from gsmtpd.storage.reader import SQLReader
@@ -35,6 +36,11 @@ class Finder:
         Without a cursor the first that is stored.
         """
         return next_for(self.reader.rows, self._settled, address, cursor)
+
+    def is_for(self, mail: StoredMail, address: str) -> bool:
+        """Whether `next_for` finds that mail for `address`."""
+        rows = self.reader.rows
+        return any(is_found(rows, each, address) for each in (mail.recipient, mail.to))
 
     def tail(self, after: str = "") -> Tail:
         """What comes from now on, or from the `cursor` of another tail. Raises ValueError, too."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.base import StoreError, StoreSetupError
 
 MOST_ID = 2**63 - 2  # the highest that one more can be added to, in SQLite
 
@@ -73,7 +73,7 @@ class MailRows:
             finally:
                 cursor.close()
             if "mail_id" not in self._known:
-                raise StoreError(
+                raise StoreSetupError(
                     f"table {self.table} has no column mail_id, so its mails have no numbers"
                 )
         return self._known

@@ -12,7 +12,7 @@ from typing import Any
 import pymysql
 from pymysql.constants import SERVER_STATUS
 
-from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.storage.base import StoreError, StorePermissionError, StoreSetupError
 from gsmtpd.storage.mysql_wire import Connection, TimedSocket
 
 CONNECT_TIMEOUT = 5  # seconds; PyMySQL has no default for the other two and would wait for ever
@@ -186,5 +186,9 @@ def _table_of(error: BaseException, database: Database) -> str:
 
 def store_error(error: BaseException, database: Database) -> StoreError:
     """`error` as the StoreError for it."""
-    denied = code_of(error) in DENIED | {1045}
-    return (StorePermissionError if denied else StoreError)(explain(error, database))
+    code, kind = code_of(error), StoreError
+    if code in DENIED | {1045}:
+        kind = StorePermissionError
+    elif code in ALTERED | {1049}:
+        kind = StoreSetupError
+    return kind(explain(error, database))

@@ -12,9 +12,17 @@ import re
 import time
 from typing import NamedTuple, Protocol
 
-from gsmtpd.storage.addressed import COLUMNS, Range, has_address_index, ids_to, is_same
-from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.addressed import (
+    COLUMNS,
+    Range,
+    has_address_index,
+    ids_to,
+    is_same,
+    spelled,
+)
+from gsmtpd.storage.base import StoreSetupError
 from gsmtpd.storage.mail_rows import MOST_ID, MailRows, StoredMail
+from gsmtpd.storage.seal import sealed, unsealed
 
 MOST_MAILS = 500  # of a page
 _BUDGET = 0.5  # seconds that a page may take, about
@@ -128,7 +136,7 @@ def _check(rows: MailRows, wanted: Wanted) -> None:
     }  # fmt: skip
     for column, value in needed.items():
         if value and column not in rows.columns():
-            raise StoreError(f"table {rows.table} has no column {column} to choose mail by")
+            raise StoreSetupError(f"table {rows.table} has no column {column} to choose mail by")
 
 
 def _filter(rows: MailRows, wanted: Wanted) -> tuple[str, list[str]]:
@@ -155,10 +163,8 @@ def _filter(rows: MailRows, wanted: Wanted) -> tuple[str, list[str]]:
 
 
 def _spelled(rows: MailRows, text: str) -> list[str]:
-    """SQLite knows the capitals of ASCII only: the ways a text may be written there."""
-    if text.isascii() or not rows.is_sqlite:
-        return [text]
-    return list(dict.fromkeys((text, text.lower(), text.upper(), text.capitalize())))
+    """The ways a text may be written."""
+    return spelled(text) if rows.is_sqlite and not text.isascii() else [text]
 
 
 def _literal(text: str) -> str:
@@ -280,7 +286,7 @@ class _ByDate:
 
 def _said(place: _Place) -> str:
     text = f"{place.mail_id} {place.date}".strip()
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return sealed(base64.urlsafe_b64encode(text.encode()).decode().rstrip("="))
 
 
 def _parse(cursor: str, walk: _Walk) -> _Place:
@@ -289,8 +295,11 @@ def _parse(cursor: str, walk: _Walk) -> _Place:
         f"{cursor[:40]!r} is not how this search goes on; give what came as `next`, with the same"
         " search"
     )
+    said = unsealed(cursor)
+    if said is None:
+        raise wrong
     try:
-        octets = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
+        octets = base64.b64decode(said + "=" * (-len(said) % 4), b"-_", validate=True)
         number, _, date = octets.decode("ascii").partition(" ")
     except (binascii.Error, ValueError):
         raise wrong from None

@@ -19,6 +19,7 @@ from gsmtpd.storage.arrivals import (
 )
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import Selection
+from gsmtpd.storage.seal import sealed
 from tests.mailtable import Clock, MailTable, asked, reads_too_much
 
 BOB = "bob@example.com"
@@ -56,8 +57,26 @@ def test_a_cursor_is_a_text(cursor: Cursor) -> None:
      "z" * 1000, ".".join(["1"] * 102), "T1"],
 )  # fmt: skip
 def test_what_is_no_cursor(text: str) -> None:
-    with pytest.raises(ValueError, match="is no cursor"):
+    for written in (text, sealed(text)):
+        with pytest.raises(ValueError, match="is no cursor"):
+            parse(written)
+
+
+@pytest.mark.parametrize("text", ["zzz", "0", "1", "zzzz", "1.2.3", "t1", "xyz789"])
+def test_a_made_up_cursor(text: str) -> None:
+    with pytest.raises(ValueError, match="is no cursor; give one back as it came"):
         parse(text)
+    with pytest.raises(ValueError, match="is no cursor of all mail; give one back"):
+        parse_place("T" + text)
+
+
+def test_a_cut_or_mistyped_cursor() -> None:
+    text = str(Cursor(4711, frozenset({4713, 4720})))
+    wrong = {text[:cut] for cut in range(len(text))}
+    wrong |= {text[:at] + digit + text[at + 1 :] for at in range(len(text)) for digit in "07z."}
+    for each in wrong - {text}:
+        with pytest.raises(ValueError, match="is no cursor"):
+            parse(each)
 
 
 @pytest.mark.parametrize(("last", "missing"), [(0, []), (77, [76]), (2**62, [1, 5, 2**61])])
@@ -67,8 +86,9 @@ def test_a_place_is_a_text(last: int, missing: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "T", "1", "T1.2", "Tx.", "T" + "z" * 13])
 def test_what_is_no_place(text: str) -> None:
-    with pytest.raises(ValueError, match="is no cursor"):
-        parse_place(text)
+    for written in (text, sealed(text)):
+        with pytest.raises(ValueError, match="is no cursor"):
+            parse_place(written)
 
 
 def test_a_cursor_does_not_grow_for_ever() -> None:

@@ -63,6 +63,31 @@ def test_a_mail_is_deleted_while_others_write(table: MailTable, finder: Finder) 
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("stored", "address"),
+    [
+        ("\xc9cole@example.com", "\xe9COLE@EXAMPLE.com"),
+        ("\xe9cole@example.com", "\xc9cole@example.com"),
+        ("\xc9COLE@example.com", "\xe9cole@example.com"),
+        ("\xe9c\xd4le@example.com", "\xe9c\xf4le@example.com"),
+        ("ecole@example.com", "\xe9cole@example.com"),
+        ("\u212aate@example.com", "kate@example.com"),
+        ("KATE@example.com", "kate@EXAMPLE.com"),
+        ("stra\xdfe@example.com", "STRASSE@example.com"),
+    ],
+)
+def test_what_is_for_an_address_is_what_is_found(
+    table: MailTable, finder: Finder, stored: str, address: str
+) -> None:
+    """Who waits is told of mail that comes just if it would have been found, had it been there."""
+    table.insert(recipient=stored, to=stored)
+    (mail,) = finder.reader.recent(1)
+    found, _ = finder.next_for(address)
+    assert finder.is_for(mail, address) is (found is not None)
+    small_and_large = {stored[:5].lower(), address[:5].lower()} == {"\xe9cole"}
+    assert found or not small_and_large
+
+
 def test_no_store_at_all(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="backend = null keeps no mail"):
         make_finder(configured(tmp_path, {"store": {"backend": "null"}}))

@@ -13,6 +13,7 @@ from gsmtpd.storage import search as module
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.schema import statements
+from gsmtpd.storage.seal import sealed
 from gsmtpd.storage.search import Wanted
 from tests.mailtable import MailTable, asked, reads_too_much
 from tests.servers import MariaDB
@@ -209,13 +210,16 @@ def said(text: str) -> str:
      said("9" * 40), " ", said("1") + "\n"],
 )  # fmt: skip
 def test_a_wrong_cursor(finder: Finder, before: str) -> None:
+    for written in (before, sealed(before)):
+        with pytest.raises(ValueError, match="is not how this search goes on"):
+            finder.search(Wanted(subject="x"), 1, written)
     with pytest.raises(ValueError, match="is not how this search goes on"):
-        finder.search(Wanted(subject="x"), 1, before)
+        finder.search(Wanted(subject="x"), 1, said("1"))  # made up
 
 
 def test_the_cursor_of_another_search(finder: Finder) -> None:
     with pytest.raises(ValueError, match="is not how this search goes on"):
-        finder.search(Wanted(since="2026-01-01"), 1, said("1"))
+        finder.search(Wanted(since="2026-01-01"), 1, sealed(said("1")))
 
 
 @pytest.mark.parametrize("since", ["x", "2026", "2026-01-01T00:00:00", "1 OR 1"])
