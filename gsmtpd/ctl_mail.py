@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from itertools import count as count_from
 from typing import Any, BinaryIO
 
@@ -19,6 +18,7 @@ from gsmtpd.ctl_arguments import count, number
 from gsmtpd.mailfiles import create_file
 from gsmtpd.message.body import Attachment, attachment, read_body
 from gsmtpd.message.trace import parse_front
+from gsmtpd.storage import moments
 from gsmtpd.storage.reader import (
     MailReader,
     StoredAttachment,
@@ -27,7 +27,6 @@ from gsmtpd.storage.reader import (
 )
 
 _TAIL_PAUSE = 0.5  # seconds between two looks for new mail
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -256,15 +255,7 @@ def safe_name(name: str, number: int, content_type: str) -> str:
 
 def moment(text: str) -> str:
     """A date of the command line, or an age, as `date` has it. Raises ArgumentTypeError."""
-    age = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     try:
-        if age is not None:
-            at = datetime.fromtimestamp(time.time() - int(age[1]) * _UNITS[age[2]], UTC)
-        else:
-            said = datetime.fromisoformat(text)
-            at = said.replace(tzinfo=UTC) if said.tzinfo is None else said.astimezone(UTC)
-    except (OverflowError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time; write UTC as 2026-11-22 or '2026-11-22 09:30', or an age as 12h"
-        ) from None
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+        return moments.moment(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

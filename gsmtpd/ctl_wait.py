@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from gsmtpd import cli
@@ -15,21 +17,24 @@ from gsmtpd.app_store import make_finder
 from gsmtpd.config import Config
 from gsmtpd.ctl_mail import show_mail
 from gsmtpd.status.mail_json import facts_of
+from gsmtpd.storage.addressed import mailable
 from gsmtpd.storage.arrivals import START, Cursor, parse
-from gsmtpd.storage.base import StoreError, StorePermissionError
+from gsmtpd.storage.base import StoreError, StoreSetupError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mail_rows import StoredMail
 
 EX_NONE = 1
 _PAUSE = 0.1  # seconds between two looks, each of which is a query or two by an index
 _AFTER_TROUBLE = 0.5
+_LOOK_WITHIN = 2.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def add(verbs: Any) -> None:
     """Add it to the commands."""
     wait_ = verbs.add_parser("wait", help="wait for mail for an address, and show it")
-    wait_.add_argument("--to", metavar="ADDRESS", required=True, help="the recipient or mailbox")
+    wait_.add_argument("--to", metavar="ADDRESS", type=_address, required=True,
+                       help="the recipient or mailbox")  # fmt: skip
     wait_.add_argument("--after", metavar="CURSOR", type=_cursor, default=START,
                        help="only mail behind that of an earlier wait")  # fmt: skip
     wait_.add_argument("--timeout", metavar="TIME", type=_seconds, default=30.0,
@@ -38,6 +43,13 @@ def add(verbs: Any) -> None:
     form.add_argument("--json", action="store_true", help="as JSON, for programs")
     form.add_argument("--raw", action="store_true", help="its bytes as stored, and nothing else")
     wait_.set_defaults(run=wait, headers=False, attachment=None)
+
+
+def _address(text: str) -> str:
+    try:
+        return mailable(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _cursor(text: str) -> Cursor:
@@ -63,6 +75,7 @@ def wait(options: argparse.Namespace) -> int:
             facts = None if mail is None else facts_of(mail)
             print(json.dumps({"mail": facts, "cursor": str(waiting.cursor)}, indent=2))
         elif mail is not None:
+            assert waiting.finder is not None  # who has found it
             show_mail(waiting.finder.reader, mail.mail_id, options)
     if not options.json:
         if mail is None:
@@ -71,38 +84,82 @@ def wait(options: argparse.Namespace) -> int:
     return EX_NONE if mail is None else cli.EX_OK
 
 
+class _LateError(BaseException):
+    """The time is over in the middle of a look; drivers catch no such error."""
+
+
 class _Waiting:
-    """Looks for mail. Who has seen the store once waits, too, while it is away."""
+    """Looks for mail, and again where the store is away."""
 
     def __init__(self, config: Config, address: str, cursor: Cursor) -> None:
         self.cursor = cursor
-        self.finder: Finder = make_finder(config)
+        self.finder: Finder | None = None
         self._config = config
         self._address = address
+        self._said = ""
 
     def next(self, ends: float) -> StoredMail | None:
-        """The next mail, None where none has come by then. Raises StoreError.
+        """The next mail, None where none has come by then.
 
-        ends: monotonic seconds.
+        ends: monotonic seconds. Raises StoreError where the store is away to the end.
         """
-        mail, self.cursor = self.finder.next_for(self._address, self.cursor)
-        trouble: StoreError | None = None
-        while mail is None and (left := ends - time.monotonic()) > 0:
-            time.sleep(min(_AFTER_TROUBLE if trouble else _PAUSE, left))
+        while True:
+            trouble: StoreError | None = None
             try:
-                if trouble:
-                    self.finder = make_finder(self._config)
-                mail, self.cursor = self.finder.next_for(self._address, self.cursor)
-                trouble = None
-            except StorePermissionError:
+                mail = self._look(ends)
+            except StoreSetupError:
                 raise
             except StoreError as error:
-                self.finder.close()
-                trouble = error
+                mail, trouble = None, error
+            left = ends - time.monotonic()
+            if mail is not None or left <= 0:
+                break
+            if trouble is not None:
+                self._say(str(trouble))
+            time.sleep(min(_AFTER_TROUBLE if trouble else _PAUSE, left))
         if trouble:
             raise trouble
         return mail
 
+    def _look(self, ends: float) -> StoredMail | None:
+        """Look once, till `ends` at most, but for _LOOK_WITHIN at least. Raises StoreError."""
+        try:
+            with _limited(max(ends - time.monotonic(), _LOOK_WITHIN)):
+                if self.finder is None:
+                    self.finder = make_finder(self._config)
+                mail, cursor = self.finder.next_for(self._address, self.cursor)
+        except _LateError:
+            self.close()
+            raise StoreError("the store has not answered in time") from None
+        except StoreError:
+            self.close()
+            raise
+        self.cursor = cursor
+        return mail
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self._said:
+            self._said = trouble
+            print(f"gsmtpctl: {trouble}; it is tried again", file=sys.stderr)
+
     def close(self) -> None:
         """Leave the store."""
-        self.finder.close()
+        finder, self.finder = self.finder, None
+        if finder is not None:
+            finder.close()
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise _LateError in what is within, once that time is over."""
+
+    def ring(*_: object) -> None:
+        raise _LateError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

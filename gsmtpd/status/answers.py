@@ -67,6 +67,7 @@ def _explained(request: web.Request, error: web.HTTPException) -> web.Response:
     if error.status != 405:
         return sorry(error.status, error.reason)
     allowed = error.headers.get("Allow", "")
-    answer = sorry(405, f"{request.method} cannot be done here; what can be: {allowed}")
+    can_be = " or ".join(allowed.split(","))
+    answer = sorry(405, f"{request.method} cannot be done here; what can be: {can_be}")
     answer.headers["Allow"] = allowed
     return answer

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.base import StoreError, StoreSetupError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
 from gsmtpd.storage.tail import Tail
@@ -20,13 +20,16 @@ REST = 0.02  # seconds between two looks at least: a busy gsmtpd commits hundred
 REST_OF_STREAMS = 0.25  # where nobody waits for one mail
 LOOK = 1.0  # seconds between two looks at most: for mail that another machine has stored
 LINGER = 2.0  # seconds that it goes on looking when nobody waits: they come again
-_AFTER_TROUBLE = 1.0  # seconds
+_AFTER_TROUBLE = 0.5  # seconds
+LATE = 2.0  # seconds behind which a database counts as one that does not answer
 _SWEEP = 5.0  # seconds between two looks for waiters whose client is gone
 Done = TypeVar("Done")
 
 
 class Waiter(Protocol):
-    """Waits for mail to some addresses."""
+    """Waits for mail to one address."""
+
+    address: str
 
     def offer(self, mail: StoredMail) -> None:
         """This has come for it."""
@@ -61,6 +64,7 @@ class Arrivals:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="arrivals")
         self._finder: Finder | None = None  # the thread's, as is the next
         self._tail: Tail | None = None
+        self._is_for: Callable[[StoredMail, str], bool]  # the finder's, of whom there are mails
         self._is_more = False
         self._cursor = ""  # of the tail, should it break
         self._waiters: dict[str, set[Waiter]] = {}
@@ -70,9 +74,15 @@ class Arrivals:
         self._woken = asyncio.Event()
         self._listening: list[asyncio.Future[str]] = []  # readers whose first look is to come
         self._swept = time.monotonic()
+        self._has_ended = False
+        self._trouble = ""
+        self._looking_since: float | None = None  # monotonic seconds
 
     async def begin(self) -> None:
-        """Look out from now on, at least, for who is among the waiters. Raises StoreError."""
+        """Look out from now on, at least, for who is among the waiters.
+
+        It lasts while the database is away. Raises StoreSetupError.
+        """
         self._begin()
         assert self._begun is not None
         await asyncio.shield(self._begun)
@@ -93,12 +103,23 @@ class Arrivals:
             self._begun = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._run())
 
-    def wait(self, address: str, waiter: Waiter) -> None:
-        """Have `waiter` offered what comes to `address`, which is in lower case."""
-        self._waiters.setdefault(address, set()).add(waiter)
+    @property
+    def trouble(self) -> str:
+        """What keeps it from seeing what comes, "" if nothing does."""
+        since = self._looking_since
+        if not self._trouble and since is not None and time.monotonic() - since > LATE:
+            return f"the database has not answered within {LATE:g} s"
+        return self._trouble
 
-    def leave(self, address: str, waiter: Waiter) -> None:
+    def wait(self, waiter: Waiter) -> None:
+        """Have `waiter` offered what comes to its address."""
+        self._waiters.setdefault(waiter.address.lower(), set()).add(waiter)
+        if self._has_ended:
+            waiter.end()
+
+    def leave(self, waiter: Waiter) -> None:
         """Offer it no more."""
+        address = waiter.address.lower()
         waiting = self._waiters.get(address, set())
         waiting.discard(waiter)
         if not waiting:
@@ -107,6 +128,8 @@ class Arrivals:
     def read(self, reader: Reader) -> None:
         """Have `reader` told of all that comes."""
         self._readers.add(reader)
+        if self._has_ended:
+            reader.end()
 
     def leave_reading(self, reader: Reader) -> None:
         """Tell it no more."""
@@ -114,6 +137,7 @@ class Arrivals:
 
     def end(self) -> None:
         """Tell all that nothing will come any more."""
+        self._has_ended = True
         for waiter in self._all_waiters():
             waiter.end()
         for reader in [*self._readers]:
@@ -146,14 +170,11 @@ class Arrivals:
             try:
                 mails = await self._in_thread(partial(self._look, bool(self._readers)))
             except StoreError as error:
-                for each in [self._begun, *listening]:
-                    if not each.done():
-                        each.set_exception(error)
-                        each.exception()  # somebody may have left who would have heard it
-                if not self._cursor:
+                if not self._go_on_after(error, listening):
                     return
                 await asyncio.sleep(_AFTER_TROUBLE)
                 continue
+            self._trouble = ""
             self._tell(mails)
             for each in [self._begun, *listening]:
                 if not each.done():
@@ -162,6 +183,20 @@ class Arrivals:
             await asyncio.sleep(REST if self._waiters else REST_OF_STREAMS)
             if not self._is_more:
                 await self._wait_for_more()
+
+    def _go_on_after(self, error: StoreError, listening: list[asyncio.Future[str]]) -> bool:
+        """Tell who must know of it; whether to look again."""
+        assert self._begun is not None
+        self._trouble = str(error)
+        is_vain = isinstance(error, StoreSetupError) and not self._cursor
+        for each in [self._begun, *listening] if is_vain else listening:
+            if not each.done():
+                each.set_exception(error)
+                each.exception()  # somebody may have left who would have heard it
+        if self._begun.done() and not is_vain:
+            self._begun = asyncio.get_running_loop().create_future()
+        self._sweep()
+        return not is_vain and bool(self._cursor or self._waiters)
 
     async def _wait_for_more(self) -> None:
         """Until something was stored here, or for a while."""
@@ -187,7 +222,8 @@ class Arrivals:
         for mail in sorted(mails) if self._waiters else ():
             for address in {mail.recipient.lower(), mail.to.lower()}:
                 for waiter in [*self._waiters.get(address, ())]:
-                    waiter.offer(mail)
+                    if self._is_for(mail, waiter.address):
+                        waiter.offer(mail)
         for reader in [*self._readers]:
             reader.take(mails, self._cursor)
 
@@ -207,8 +243,10 @@ class Arrivals:
     def _look(self, all_of_them: bool) -> list[StoredMail]:
         """What has come since the last look. Raises StoreError."""
         try:
+            self._looking_since = time.monotonic()
             if self._finder is None:
                 self._finder = self._open()
+                self._is_for = self._finder.is_for
             if self._tail is None:
                 self._tail = self._finder.tail(self._cursor)
             tail = self._tail
@@ -217,6 +255,8 @@ class Arrivals:
         except StoreError:
             self._close()
             raise
+        finally:
+            self._looking_since = None
         self._cursor = tail.cursor()
         self._is_more = tail.is_more
         return mails

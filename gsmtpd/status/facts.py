@@ -20,12 +20,16 @@ _WITHIN = 3.0  # seconds for these
 
 
 class Remembered:
-    """What `find` has found, for a while; it is called in a thread, and once for all who ask."""
+    """What `find` has found, for a while; it is called in a thread, and once for all who ask.
+
+    That it failed is remembered likewise: else each who asks would wait for it to fail, in turn.
+    """
 
     def __init__(self, find: Callable[[], Any], seconds: float) -> None:
         self._find = find
         self._seconds = seconds
         self._found: Any = None
+        self._failed: Exception | None = None
         self._found_at = float("-inf")  # monotonic seconds
         self._lock = asyncio.Lock()
 
@@ -33,8 +37,13 @@ class Remembered:
         """It. Raises what `find` raises."""
         async with self._lock:
             if time.monotonic() - self._found_at > self._seconds:
-                self._found = await asyncio.to_thread(self._find)
+                try:
+                    self._found, self._failed = await asyncio.to_thread(self._find), None
+                except Exception as error:
+                    self._failed = error
                 self._found_at = time.monotonic()
+            if self._failed is not None:
+                raise self._failed.with_traceback(None)  # which would grow with each
             return self._found
 
 

@@ -18,9 +18,11 @@ from gsmtpd.status.mail_json import (
     whole,
     without_octets,
 )
+from gsmtpd.status.outgoing import Outgoing
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.safe_html import safe_page
 from gsmtpd.storage.finder import Finder
+from gsmtpd.storage.moments import moment
 from gsmtpd.storage.reader import UnreadableError
 from gsmtpd.storage.search import Wanted
 
@@ -33,8 +35,8 @@ _WANTED = {
     "subject": parameters.text,
     "text": parameters.text,
     "domain": parameters.text,
-    "since": parameters.moment,
-    "until": parameters.moment,
+    "since": moment,
+    "until": moment,
 }
 _LIST = _WANTED | {"limit": parameters.number(1, MAX_LIMIT), "before": parameters.cursor}
 
@@ -44,6 +46,7 @@ class Mails:
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
+        self._outgoing = Outgoing()
 
     def routes(self) -> list[web.RouteDef]:
         """The paths."""
@@ -102,31 +105,31 @@ class Mails:
             raise _no_mail(mail_id)
         return found[1]
 
-    async def _raw(self, request: web.Request) -> web.Response:
+    async def _raw(self, request: web.Request) -> web.StreamResponse:
         answer = web.Response(body=await self._octets(request), content_type="message/rfc822")
         name = f"{request.match_info['id']}.eml"
         answer.headers["Content-Disposition"] = to_be_saved(name)
         answer.headers["Content-Security-Policy"] = OCTETS_POLICY
-        return answer
+        return await self._outgoing.send(request, answer)
 
-    async def _text(self, request: web.Request) -> web.Response:
+    async def _text(self, request: web.Request) -> web.StreamResponse:
         content = content_of(await self._octets(request))
         body = await self._readers.work(lambda: read_body(content))
-        return _plain(body.text.encode("utf-8", "replace"))
+        return await self._outgoing.send(request, _plain(body.text.encode("utf-8", "replace")))
 
-    async def _headers(self, request: web.Request) -> web.Response:
-        return _plain(header_of(await self._octets(request)))
+    async def _headers(self, request: web.Request) -> web.StreamResponse:
+        return await self._outgoing.send(request, _plain(header_of(await self._octets(request))))
 
-    async def _html(self, request: web.Request) -> web.Response:
+    async def _html(self, request: web.Request) -> web.StreamResponse:
         content = content_of(await self._octets(request))
         page = await self._readers.work(lambda: safe_page(content))
         if page is None:
             raise WrongError("this mail has no HTML; its text is at …/text", 404)
         answer = web.Response(body=page, content_type="text/html", charset="utf-8")
         answer.headers["Content-Security-Policy"] = MAIL_POLICY
-        return answer
+        return await self._outgoing.send(request, answer)
 
-    async def _attachment(self, request: web.Request) -> web.Response:
+    async def _attachment(self, request: web.Request) -> web.StreamResponse:
         content = content_of(await self._octets(request))
         number = int(request.match_info["number"])
 
@@ -143,7 +146,7 @@ class Mails:
         answer = web.Response(body=octets, content_type="application/octet-stream")
         answer.headers["Content-Disposition"] = to_be_saved(name or f"attachment-{number}.bin")
         answer.headers["Content-Security-Policy"] = OCTETS_POLICY
-        return answer
+        return await self._outgoing.send(request, answer)
 
 
 def _asked(request: web.Request) -> int:

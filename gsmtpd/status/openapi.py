@@ -22,11 +22,12 @@ _DAY = (
     r"|02-(0[1-9]|1[0-9]|2[0-8]))|(19|20)(0[48]|[2468][048]|[13579][26])-02-29)"
 )
 _MOMENT = TEXT | {
-    "pattern": rf"^{_DAY}(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?$",
-    "examples": ["2026-11-22", "2026-11-22T09:30:00Z"],
+    "pattern": rf"^({_DAY}(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?|[0-9]{{1,4}}[smhd])$",
+    "examples": ["2026-11-22", "2026-11-22T09:30:00Z", "15m"],
 }
-_ONE_ADDRESS = TEXT | {"pattern": r"^[0-9a-z]{1,10}(\.[0-9a-z]{1,10}){0,100}$"}
-_ALL_MAIL = TEXT | {"pattern": r"^T[0-9a-z]{1,10}(\.[0-9a-z]{1,10}){0,100}$"}
+_ADDRESS = _SAID | {"pattern": r"^([^\x00]+@[^\x00]+|[Pp]ostmaster)$"}
+_ONE_ADDRESS = TEXT | {"pattern": r"^[0-9a-z]{1,13}(\.[0-9a-z]{1,16}){0,100}$"}
+_ALL_MAIL = TEXT | {"pattern": r"^T[0-9a-z]{1,13}(\.[0-9a-z]{1,16}){0,100}$"}
 
 
 def _object(needed: Schema, **more: Any) -> Schema:
@@ -93,6 +94,12 @@ _SCHEMAS = {
         }
     ),
     "Error": _object({"error": TEXT}),
+    "Interrupted": _object(
+        {
+            "error": TEXT,
+            "cursor": TEXT | {"description": "give it as `after`, and nothing is missed"},
+        }
+    ),
     "Status": {"type": "object"},
     "Sessions": _object(
         {
@@ -148,14 +155,14 @@ _LIST = [
     _query("subject", _SAID, "part of the subject"),
     _query("text", _SAID, "part of the text"),
     _query("domain", _SAID, "of the recipient or of the mailbox"),
-    _query("since", _MOMENT, "the first moment that counts"),
-    _query("until", _MOMENT, "the first moment that does not"),
+    _query("since", _MOMENT, "the first moment that counts; a time, or an age"),
+    _query("until", _MOMENT, "the first moment that does not; likewise"),
     _query("limit", _number(1, MAX_LIMIT, LIMIT), "mails of a page, at most"),
     _query("before", _CURSOR, "`next` of the page before"),
 ]
 _TIMEOUT = {"type": "number", "minimum": 0, "maximum": waiting.MAX_TIMEOUT, "default": 30}
 _WAIT = [
-    _query("to", _SAID, _TO, needed=True),
+    _query("to", _ADDRESS, _TO, needed=True),
     _query(
         "after",
         _ONE_ADDRESS,
@@ -242,6 +249,14 @@ _DELETE = {
 }
 del _DELETE["responses"]["200"]  # type: ignore[attr-defined]
 
+_WAITS = _get("waitForMail", "The next mail to an address.", _ref("Waited"), _WAIT)
+_WAITS["responses"]["503"] = {
+    "description": "the database is away, or gsmtpd reloads: whether mail has come is not known;"
+    " ask again, with that cursor",
+    "headers": {"Retry-After": {"description": "seconds", "schema": _COUNT}},
+    "content": {JSON: {"schema": _ref("Interrupted")}},
+}
+
 _PATHS: dict[str, Schema] = {
     "/healthz": {"get": _health("health", "Whether it lives.", {200: "it does"})},
     "/readyz": {
@@ -291,9 +306,7 @@ _PATHS: dict[str, Schema] = {
             "attachment", "An attachment.", "application/octet-stream", errors=_OF_A_MAIL
         ),
     },
-    "/api/wait": {
-        "get": _get("waitForMail", "The next mail to an address.", _ref("Waited"), _WAIT)
-    },
+    "/api/wait": {"get": _WAITS},
     "/api/stream": {"get": _get("stream", "All mail as it comes.", EVENTS, _STREAM)},
 }  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from gsmtpd.status.answers import WrongError
+from gsmtpd.storage.addressed import mailable
 
 MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section 4.5.3.1)
 MAX_CURSOR = 2000  # of a cursor
@@ -58,6 +58,11 @@ def text(value: str) -> str:
     return value
 
 
+def address(value: str) -> str:
+    """An address that mail may come for."""
+    return mailable(text(value))
+
+
 def cursor(value: str) -> str:
     """Where something goes on: what an answer has said."""
     if not value or len(value) > MAX_CURSOR:
@@ -85,19 +90,6 @@ def seconds(most: float) -> Check:
         return float(value)
 
     return check
-
-
-def moment(value: str) -> str:
-    """A time, as `date` in the table has it."""
-    try:
-        said = datetime.fromisoformat(value)
-        at = said.replace(tzinfo=UTC) if said.tzinfo is None else said.astimezone(UTC)
-    except (OverflowError, ValueError):
-        raise ValueError(
-            f"{value[:40]!r} is no time; say UTC as 2026-11-22 or 2026-11-22T09:30:00Z"
-        ) from None
-    # strftime's %Y has no zeros in front.
-    return f"{at.year:04}-{at:%m-%d %H:%M:%S}"
 
 
 def mail_id(request: web.Request) -> int:

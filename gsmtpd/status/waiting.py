@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
@@ -12,18 +14,20 @@ from aiohttp import web
 
 from gsmtpd.status import parameters
 from gsmtpd.status.answers import WrongError, said
-from gsmtpd.status.arriving import Arrivals
+from gsmtpd.status.arriving import LATE, Arrivals
 from gsmtpd.status.glances import MOST, Glances
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.streams import Listener, event
 from gsmtpd.storage.arrivals import START, Cursor, parse, parse_place
-from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.base import StoreError, StoreSetupError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import StoredMail
 
-_MOST_HELD = 1000  # batches
+_MOST_HELD = 20_000  # mails; more come meanwhile only while a client takes them slowly
 TIMEOUT, MAX_TIMEOUT = 30.0, 300.0  # seconds
+_AFTER_TROUBLE = 0.5
+_AGAIN_IN = 1  # seconds, for who was sent away
 
 
 def _cursor(text: str) -> Cursor:
@@ -38,7 +42,7 @@ def _place(text: str) -> str:
 
 
 _WAIT = {
-    "to": parameters.text,
+    "to": parameters.address,
     "after": _cursor,
     "timeout": parameters.seconds(MAX_TIMEOUT),
 }
@@ -51,16 +55,23 @@ _STREAM = {
 Meant = Callable[[StoredMail], bool]
 
 
-class _Waiter:
-    """One request that waits for mail to one address, beyond `cursor`."""
+class _EndedError(Exception):
+    """Nothing more is waited for here: the server ends, or another takes its place."""
 
-    def __init__(self, request: web.Request, cursor: Cursor) -> None:
+
+class _Waiter:
+    """One request that waits for mail to `address`, beyond `cursor`."""
+
+    def __init__(self, request: web.Request, address: str, cursor: Cursor) -> None:
+        loop = asyncio.get_running_loop()
+        self.address = address
+        self.cursor = cursor
+        self.come: asyncio.Future[StoredMail] = loop.create_future()
+        self.over: asyncio.Future[None] = loop.create_future()
         self._request = request
-        self._cursor = cursor
-        self.come: asyncio.Future[StoredMail | None] = asyncio.get_running_loop().create_future()
 
     def offer(self, mail: StoredMail) -> None:
-        is_new = mail.mail_id > self._cursor.below and mail.mail_id not in self._cursor.seen
+        is_new = mail.mail_id > self.cursor.below and mail.mail_id not in self.cursor.seen
         if is_new and not self.come.done():
             self.come.set_result(mail)
 
@@ -69,8 +80,16 @@ class _Waiter:
         return transport is None or transport.is_closing()
 
     def end(self) -> None:
-        if not self.come.done():
-            self.come.set_result(None)
+        if not self.over.done():
+            self.over.set_result(None)
+
+    async def wait_for(self, what: asyncio.Future[Any], seconds: float) -> bool:
+        """Whether it is done within that time. Raises _EndedError where it ends before."""
+        both: set[asyncio.Future[Any]] = {what, self.over}
+        await asyncio.wait(both, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+        if not what.done() and self.over.done():
+            raise _EndedError("gsmtpd reloads or stops; ask again, with this cursor as after")
+        return what.done()
 
 
 class _Stream:
@@ -78,16 +97,20 @@ class _Stream:
 
     def __init__(self, is_meant: Meant) -> None:
         self.listener = Listener()
-        self.given: set[int] = set()  # while it is held back
+        # While it is held back: what it was given last, which is what may be among those held.
+        self.given: deque[int] = deque(maxlen=2 * _MOST_HELD)
         self._is_meant = is_meant
         self._held: list[tuple[Collection[StoredMail], str]] | None = []
+        self._held_mails = 0
 
     def take(self, mails: Collection[StoredMail], cursor: str) -> None:
         if self._held is None:
             self.send(mails, cursor)
-        elif len(self._held) < _MOST_HELD:
+        elif self._held_mails + len(mails) <= _MOST_HELD:
+            self._held_mails += len(mails)
             self._held.append((mails, cursor))
         else:
+            self._held.clear()
             self.end()  # its client comes again, and goes on where it was
 
     def send(self, mails: Collection[StoredMail], cursor: str) -> None:
@@ -102,8 +125,9 @@ class _Stream:
     def release(self) -> None:
         """Send what has come meanwhile, but for what was given, and from now on all at once."""
         held, self._held = self._held or [], None
+        given = {*self.given}
         for mails, cursor in held:
-            self.send([mail for mail in mails if mail.mail_id not in self.given], cursor)
+            self.send([mail for mail in mails if mail.mail_id not in given], cursor)
         self.given.clear()
 
     def end(self) -> None:
@@ -128,31 +152,60 @@ class Waiting:
     async def _wait(self, request: web.Request) -> web.Response:
         wanted = parameters.parameters(request, _WAIT)
         address = parameters.needed(wanted, "to")
-        mail, cursor = await self._next(
-            request, address, wanted.get("after", START), wanted.get("timeout", TIMEOUT)
-        )
-        return said({"mail": None if mail is None else facts_of(mail), "cursor": str(cursor)})
+        waiter = _Waiter(request, address, wanted.get("after", START))
+        try:
+            mail = await self._next(waiter, wanted.get("timeout", TIMEOUT))
+        except (StoreError, _EndedError) as error:
+            # It is not known whether mail has come: that is no answer with `mail: null`.
+            answer = said({"error": str(error), "cursor": str(waiter.cursor)}, 503)
+            answer.headers["Retry-After"] = str(_AGAIN_IN)
+            return answer
+        facts = None if mail is None else facts_of(mail)
+        return said({"mail": facts, "cursor": str(waiter.cursor)})
 
-    async def _next(
-        self, request: web.Request, address: str, cursor: Cursor, timeout: float
-    ) -> tuple[StoredMail | None, Cursor]:
-        """The next mail to `address` behind `cursor`, if one comes in time; and the next cursor."""
-        if not timeout:
-            return await self._readers.ask(lambda finder: finder.next_for(address, cursor))
-        waiter, key = _Waiter(request, cursor), address.lower()
+    async def _next(self, waiter: _Waiter, timeout: float) -> StoredMail | None:
+        """The next mail, if one comes in time; its cursor is the next, too.
+
+        Raises StoreError where the database was away to the end, and _EndedError.
+        """
+        ends = time.monotonic() + timeout
         # It is offered all that comes, and then it looks whether something is there already:
         # between the two nothing slips through.
-        self._arrivals.wait(key, waiter)
+        self._arrivals.wait(waiter)
+        looking = asyncio.ensure_future(self._look(waiter, ends))
         try:
-            await self._arrivals.begin()
-            found, cursor = await self._readers.ask(lambda f: f.next_for(address, cursor))
-            if found is not None:
-                return found, cursor
-            with suppress(asyncio.TimeoutError):  # noqa: UP041  # Python 3.10 had two
-                found = await asyncio.wait_for(waiter.come, timeout)
-            return found, cursor if found is None else cursor.given(found.mail_id, 0)
+            if not await waiter.wait_for(looking, max(timeout, LATE)):
+                raise StoreError(self._arrivals.trouble or "the database has not answered in time")
+            found, waiter.cursor = looking.result()
+            if found is not None or not timeout:
+                return found
+            if await waiter.wait_for(waiter.come, ends - time.monotonic()):
+                found = waiter.come.result()
+                waiter.cursor = waiter.cursor.given(found.mail_id, 0)
+            elif trouble := self._arrivals.trouble:
+                raise StoreError(trouble)
+            return found
         finally:
-            self._arrivals.leave(key, waiter)
+            looking.cancel()
+            self._arrivals.leave(waiter)
+
+    async def _look(self, waiter: _Waiter, ends: float) -> tuple[StoredMail | None, Cursor]:
+        """What is there for it, and the next cursor; asked again while the database is away.
+
+        ends: monotonic seconds. Raises StoreError.
+        """
+        while True:
+            left = ends - time.monotonic()
+            try:
+                if left > 0:
+                    await self._arrivals.begin()
+                return await self._readers.ask(lambda f: f.next_for(waiter.address, waiter.cursor))
+            except StoreSetupError:
+                raise
+            except StoreError:
+                if left <= 0:
+                    raise
+            await asyncio.sleep(min(_AFTER_TROUBLE, left))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         wanted = parameters.parameters(request, _STREAM)
@@ -193,7 +246,7 @@ class Waiting:
             if not mails:
                 break
             stream.send(mails, after)
-            stream.given.update(mail.mail_id for mail in mails)
+            stream.given.extend(mail.mail_id for mail in mails)
             await stream.listener.taken()
         stream.release()
 

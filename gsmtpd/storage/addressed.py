@@ -64,6 +64,14 @@ def _ascii_lower(text: str) -> bytes:
     return text.encode("utf-8", "replace").lower()
 
 
+def mailable(address: str) -> str:
+    """`address`, if mail may come for it: only postmaster needs no domain. Raises ValueError."""
+    local_part, _, domain = address.rpartition("@")
+    if not (local_part and domain) and address.lower() != "postmaster":
+        raise ValueError(f"{address[:40]!r} is no address; write one like user@example.com")
+    return address
+
+
 def ids_to(
     rows: MailRows, address: str, limit: int, within: Range = ALL, newest: bool = True
 ) -> list[int]:

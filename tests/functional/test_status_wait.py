@@ -93,7 +93,9 @@ def test_a_reload_ends_the_wait_with_a_cursor(kept: Kept, background: ThreadPool
     wait_for(lambda: connections(kept.status.port) > 0)
     kept.daemon.ctl("reload")
     said = waiting.result()
-    assert (said.status, said.json["mail"]) == (200, None)
+    assert (said.status, said.headers["retry-after"]) == (503, "1")
+    assert [*said.json] == ["error", "cursor"]
+    assert said.json["error"].startswith("gsmtpd reloads or stops; ask again")
     assert said.headers["connection"] == "close"
     kept.send("behind the reload", to)
     again = kept.status.get("/api/wait", to=to, after=said.json["cursor"])
@@ -105,7 +107,9 @@ def test_a_reload_ends_the_wait_with_a_cursor(kept: Kept, background: ThreadPool
     [
         ("", "to is missing"),
         ("to=", "to: say some text"),
+        ("to=nope", "to: 'nope' is no address; write one like user@example.com"),
         ("to=a@example.com&after=!", "after: '!' is no cursor"),
+        ("to=a@example.com&after=zzz", "after: 'zzz' is no cursor; give one back as it came"),
         ("to=a@example.com&timeout=301", "timeout: '301' is not a number of seconds from 0 to 300"),
         ("to=a@example.com&timeout=x", "timeout: 'x' is not"),
         ("to=a@example.com&to=b@example.com", "to is there twice"),
