@@ -102,6 +102,14 @@ class Events:
         """End it: whoever reads hears the end."""
         self._connection.shutdown(socket.SHUT_RDWR)
 
+    def step(self) -> None:
+        """Read a line, for its id. Raises EOFError at the end."""
+        if not (octets := self._file.readline()):
+            raise EOFError
+        field, _, value = octets.decode().rstrip("\n").partition(": ")
+        if field == "id":
+            self.id = value
+
     def next(self) -> Event:
         """The next event that has data. Raises EOFError at the end."""
         name, data = "", ""

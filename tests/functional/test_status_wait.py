@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -185,6 +187,42 @@ def test_a_reload_ends_a_stream_and_the_next_goes_on(kept: Kept) -> None:
     kept.send("two", to)
     with kept.status.events(f"/api/stream?to={to}&after={events.id}") as events:
         assert [events.next().data["subject"]][-1] in ("one", "two")
+
+
+def test_a_reload_amid_of_mail_loses_none_of_a_stream(
+    kept: Kept, background: ThreadPoolExecutor
+) -> None:
+    """What a browser's EventSource does: it comes again, with the last id that it was told."""
+    to = kept.new()
+    subjects = [f"number {n}" for n in range(40)]
+    begun, ended, sent = threading.Event(), threading.Event(), threading.Event()
+
+    def send_all() -> None:
+        assert begun.wait(30)
+        reloading = background.submit(kept.daemon.ctl, "reload")
+        for each in subjects[:-2]:
+            kept.send(each, to)
+        reloading.result()
+        assert ended.wait(30)
+        kept.send(subjects[-2], to)  # nobody listens
+        sent.set()
+        kept.send(subjects[-1], to)
+
+    sending = background.submit(send_all)
+    found: list[str] = []
+    last: dict[str, str] = {}
+    while subjects[-1] not in found:
+        with kept.status.events(f"/api/stream?to={to}", last) as events, suppress(EOFError):
+            while not events.id:
+                events.step()
+            begun.set()
+            while subjects[-1] not in found:
+                found.append(events.next().data["subject"])
+        ended.set()
+        assert sent.wait(30)
+        last = {"Last-Event-ID": events.id}
+    sending.result()
+    assert list(dict.fromkeys(found)) == subjects
 
 
 def test_live_samples(kept: Kept) -> None:
