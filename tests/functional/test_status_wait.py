@@ -195,10 +195,11 @@ def test_a_reload_amid_of_mail_loses_none_of_a_stream(
     """What a browser's EventSource does: it comes again, with the last id that it was told."""
     to = kept.new()
     subjects = [f"number {n}" for n in range(40)]
-    begun, ended, sent = threading.Event(), threading.Event(), threading.Event()
+    begun = threading.Semaphore(0)
+    ended, sent = threading.Event(), threading.Event()
 
     def send_all() -> None:
-        assert begun.wait(30)
+        assert begun.acquire(timeout=30)
         reloading = background.submit(kept.daemon.ctl, "reload")
         for each in subjects[:-2]:
             kept.send(each, to)
@@ -206,6 +207,7 @@ def test_a_reload_amid_of_mail_loses_none_of_a_stream(
         assert ended.wait(30)
         kept.send(subjects[-2], to)  # nobody listens
         sent.set()
+        assert begun.acquire(timeout=30)
         kept.send(subjects[-1], to)
 
     sending = background.submit(send_all)
@@ -215,7 +217,7 @@ def test_a_reload_amid_of_mail_loses_none_of_a_stream(
         with kept.status.events(f"/api/stream?to={to}", last) as events, suppress(EOFError):
             while not events.id:
                 events.step()
-            begun.set()
+            begun.release()
             while subjects[-1] not in found:
                 found.append(events.next().data["subject"])
         ended.set()
