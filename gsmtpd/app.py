@@ -40,7 +40,7 @@ from gsmtpd.policy.files import PolicyFiles, PolicyUpkeep
 from gsmtpd.server.carrier import Carrier
 from gsmtpd.server.certificates import Certificates
 from gsmtpd.server.engine import Engine
-from gsmtpd.server.listeners import Listener
+from gsmtpd.server.listeners import Listener, open_listeners
 from gsmtpd.server.pool import SMTPThread, SMTPThreadPool
 from gsmtpd.server.tcp import SMTPServer
 from gsmtpd.storage import sqlite
@@ -112,9 +112,11 @@ def wanted(config: Config) -> dict[str, list[tuple[str, int]]]:
     }
 
 
-def wanted_status(config: Config) -> dict[str, list[tuple[str, int]]]:
-    """The addresses to serve [status] on."""
-    return {STATUS: [(address.host, address.port) for address in config.status.listen]}
+def open_status(config: Config, held: Sequence[Listener] = ()) -> list[Listener]:
+    """The sockets to serve [status] on: those of `held` where they fit. Raises ListenError."""
+    wanted = {STATUS: [(address.host, address.port) for address in config.status.listen]}
+    where = config.status.variable or "[status] listen"
+    return open_listeners(wanted, held, f"change {where}")
 
 
 def make_logs(config: Config, foreground: bool) -> Logs:
@@ -265,7 +267,7 @@ def check_status(config: Config) -> None:
     if config.status.listen:
         from gsmtpd import app_status
 
-        app_status.check(config.path)
+        app_status.check(config.status.variable or config.path)
 
 
 def _arm_failpoints() -> None:

@@ -23,8 +23,8 @@ _NEEDED = {"aiohttp": "python3-aiohttp", "prometheus_client": "python3-prometheu
 _ASK_WITHIN = 2.0  # seconds that the master has to answer
 
 
-def check(path: str) -> None:
-    """Whether what it needs is installed. path: of the configuration. Raises ConfigError.
+def check(said_by: str) -> None:
+    """Whether what it needs is installed. said_by: who wants it, for people. Raises ConfigError.
 
     Nothing is imported: the master has no use for it.
     """
@@ -32,7 +32,7 @@ def check(path: str) -> None:
     if missing:
         packages = " ".join(_NEEDED[name] for name in missing)
         raise ConfigError(
-            f"{path}: [status] listen: needs {' and '.join(missing)}; install the Debian"
+            f"{said_by}: [status] listen: needs {' and '.join(missing)}; install the Debian"
             f" package{'s' * (len(missing) > 1)} {packages}, or gsmtpd[status] by pip"
         )
 

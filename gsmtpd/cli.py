@@ -431,7 +431,7 @@ def _bind(chosen: config.Config) -> tuple[list[Listener], list[Listener]]:
     addresses = app.wanted(chosen)
     try:
         passed = adopt_passed(addresses, passed_sockets())
-        return open_listeners(addresses, passed), open_listeners(app.wanted_status(chosen))
+        return open_listeners(addresses, passed), app.open_status(chosen)
     except ActivationError as error:
         raise Stop(EX_UNAVAILABLE, str(error)) from error
     except ListenError as error:

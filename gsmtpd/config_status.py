@@ -26,4 +26,5 @@ def status(section: Any, report: Report) -> tuple[StatusConfig, str]:
                 f"{address} can be reached from elsewhere, and there is no password; write one as"
                 f" password_file = /path, or listen = {address.port} for this machine alone",
             )
-    return StatusConfig(section["listen"], password, section["password_file"]), file
+    variable = report.variables.get(place, "")
+    return StatusConfig(section["listen"], password, section["password_file"], variable), file

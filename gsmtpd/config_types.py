@@ -205,12 +205,14 @@ class HandlersConfig:
 class StatusConfig:
     """[status]; listen is empty for no. The password is read from password_file where that is set.
 
-    password: "" only where nothing but this machine's own addresses is listened on.
+    password: "" only where nothing but this machine's own addresses is listened on. variable: that
+    of the environment which says `listen`; "" where the file does.
     """
 
     listen: tuple[Address, ...] = ()
     password: str = field(default="", repr=False)
     password_file: str = ""
+    variable: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def read_anew(current: Setup, load: Callable[[], Config], foreground: bool) -> S
         policy = make_policy(config)
         certificates = make_certificates(config)
         listeners = open_listeners(app.wanted(config), current.listeners)
-        status = open_listeners(app.wanted_status(config), current.status)
+        status = app.open_status(config, current.status)
         if config.store != current.config.store:
             app.prepare_store(config)
         logs = app.make_logs(config, foreground)

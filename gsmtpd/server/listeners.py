@@ -56,11 +56,13 @@ def _owner(wanted: Wanted, name: str, held: socket.socket) -> str:
     )
 
 
-def open_listeners(wanted: Wanted, held: Sequence[Listener] = ()) -> list[Listener]:
+def open_listeners(
+    wanted: Wanted, held: Sequence[Listener] = (), instead: str = "use -p PORT"
+) -> list[Listener]:
     """A listening socket for all that is `wanted`: those of `held` where they fit, else new ones.
 
-    A listener with passed sockets needs none of its addresses. Raises ListenError, and then
-    nothing has changed.
+    A listener with passed sockets needs none of its addresses. instead: what to do where an address
+    cannot be had. Raises ListenError, and then nothing has changed.
     """
     free = list(held)
     found: list[Listener] = []
@@ -72,7 +74,7 @@ def open_listeners(wanted: Wanted, held: Sequence[Listener] = ()) -> list[Listen
                 old = next((h for h in free if h.address == address), None)
                 if old is None:
                     _refuse_overlap(address, found)
-                    found.append(Listener(name, address, _bind(address, held)))
+                    found.append(Listener(name, address, _bind(address, held, instead)))
                 else:
                     free.remove(old)
                     found.append(old._replace(name=name))
@@ -114,7 +116,7 @@ def close_listeners(listeners: Iterable[Listener], but: Iterable[Listener] = ())
             listener.socket.close()
 
 
-def _bind(address: HostPort, held: Sequence[Listener]) -> socket.socket:
+def _bind(address: HostPort, held: Sequence[Listener], instead: str) -> socket.socket:
     # 127.0.0.1:25 and 0.0.0.0:25 exclude one another, and yet one may take over from the other:
     # for that moment they share the port.
     others = [h.socket for h in held if h.address and h.address[1] == address[1]]
@@ -123,22 +125,22 @@ def _bind(address: HostPort, held: Sequence[Listener]) -> socket.socket:
     try:
         return bind(*address, share=bool(others))
     except OSError as error:
-        raise _explained(address, error) from error
+        raise _explained(address, error, instead) from error
     finally:
         for other in others:
             share_port(other, False)
 
 
-def _explained(address: HostPort, error: OSError) -> ListenError:
+def _explained(address: HostPort, error: OSError, instead: str) -> ListenError:
     where = f"cannot listen on {_written(address)}"
     if isinstance(error, PermissionError):
         return ListenError(
             f"{where}: permission denied; a port below 1024 needs root at the start, or"
-            " CAP_NET_BIND_SERVICE; or choose another by -p PORT",
+            f" CAP_NET_BIND_SERVICE; or {instead}",
             permission=True,
         )
     if error.errno == errno.EADDRINUSE:
-        return ListenError(f"{where}: {who_listens(*address)}; stop it, or use -p PORT")
+        return ListenError(f"{where}: {who_listens(*address)}; stop it, or {instead}")
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenError(f"{where}: this machine has no such address; see: ip address")
     return ListenError(f"{where}: {error.strerror or error}")

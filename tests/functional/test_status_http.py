@@ -17,7 +17,15 @@ import pytest
 
 from tests.accounting import Client, Mail, send, table_of
 from tests.conftest import make_schema
-from tests.servers import Gsmtpd, MariaDB, environment, free_port, mysql_store, wait_for
+from tests.servers import (
+    Gsmtpd,
+    MariaDB,
+    ServerError,
+    environment,
+    free_port,
+    mysql_store,
+    wait_for,
+)
 from tests.status_client import Status, served, with_status
 
 PASSWORD = "open sesame"
@@ -331,6 +339,14 @@ def test_a_port_that_is_taken(running: tuple[Gsmtpd, Status]) -> None:
     daemon.close()
     assert done.returncode == 69
     assert f"cannot listen on 127.0.0.1:{running[1].port}: " in done.stderr
+    assert done.stderr.endswith("; stop it, or change [status] listen\n")
+
+
+def test_a_port_that_is_taken_at_a_reload() -> None:
+    with Gsmtpd() as daemon, socket.create_server(("127.0.0.1", 0)) as taken:
+        daemon.configure({"status": {"listen": str(taken.getsockname()[1])}})
+        with pytest.raises(ServerError, match=r"; stop it, or change \[status\] listen"):
+            daemon.ctl("reload")
 
 
 def test_another_address(tmp_path: Path) -> None:
