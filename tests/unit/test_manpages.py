@@ -357,7 +357,13 @@ def test_who_has_the_port_is_said_as_it_is_shown() -> None:
     assert seen == f"{where} {postfix} listens there{cure}"
     how = "see which, as root: ss -ltnp 'sport = :25'"
     assert unseen == f"{where} a program of the user root listens there ({how}){cure}"
-    for part in (cure, " listens there", " (see which, as root: ss -ltnp 'sport = :", where[:-11]):
+    for part in (
+        "; stop it, or ",
+        "use -p PORT",
+        " listens there",
+        " (see which, as root: ss -ltnp 'sport = :",
+        where[:-11],
+    ):
         assert part in said(), part
 
 
