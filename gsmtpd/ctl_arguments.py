@@ -24,6 +24,20 @@ def number(text: str) -> int:
     raise argparse.ArgumentTypeError("the first has the number 1")
 
 
+def at_most(text: str) -> int:
+    """How many there may be, 1 or more. Raises argparse.ArgumentTypeError."""
+    if most := count(text):
+        return most
+    raise argparse.ArgumentTypeError("it must be 1 or more")
+
+
+def text(said: str) -> str:
+    """What is looked for: "" would be in all. Raises argparse.ArgumentTypeError."""
+    if said:
+        return said
+    raise argparse.ArgumentTypeError("say some text, or leave the option out")
+
+
 def control_socket(options: argparse.Namespace) -> str:
     """Where the running gsmtpd is asked; its configuration may have been broken meanwhile.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gsmtpd import cli
 from gsmtpd.app_store import make_finder
-from gsmtpd.ctl_arguments import number
+from gsmtpd.ctl_arguments import at_most, text
 from gsmtpd.ctl_mail import moment, print_head, print_mail
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.storage.finder import Finder
@@ -29,15 +29,17 @@ def add(verbs: Any) -> None:
         ("from", "TEXT", "only mail with that in its From or its reverse-path"),
         ("subject", "TEXT", "only mail with that in its subject"),
         ("text", "TEXT", "only mail with that in what it says"),
+        ("domain", "NAME", "only mail for that domain"),
     ):
-        search_.add_argument(f"--{name}", metavar=metavar, dest=f"{name}_", default="", help=what)
+        search_.add_argument(f"--{name}", metavar=metavar, type=text, dest=f"{name}_",
+                             help=what)  # fmt: skip
     search_.add_argument("--since", metavar="TIME", type=moment,
                          help="only mail received since: a time, UTC, or an age as 7d")  # fmt: skip
     search_.add_argument("--until", metavar="TIME", type=moment,
                          help="only mail received before that")  # fmt: skip
-    search_.add_argument("-n", metavar="N", dest="limit", type=number, default=20,
+    search_.add_argument("-n", metavar="N", dest="limit", type=at_most, default=20,
                          help="how many at most (default: %(default)s)")  # fmt: skip
-    search_.add_argument("--before", metavar="PLACE", default="",
+    search_.add_argument("--before", metavar="PLACE", type=text,
                          help="go on where an earlier search has stopped")  # fmt: skip
     search_.add_argument("--json", action="store_true", help="as JSON, for programs")
     search_.set_defaults(run=search)
@@ -45,10 +47,17 @@ def add(verbs: Any) -> None:
 
 def search(options: argparse.Namespace) -> int:
     """gsmtpctl search: returns the exit code."""
-    words = options.to_, options.from_, options.subject_, options.text_
-    wanted = Wanted(*words, options.since or "", options.until or "")
+    wanted = Wanted(
+        to=options.to_ or "",
+        from_=options.from_ or "",
+        subject=options.subject_ or "",
+        text=options.text_ or "",
+        since=options.since or "",
+        until=options.until or "",
+        domain=options.domain_ or "",
+    )
     with closing(make_finder(cli.load(options.config))) as finder:
-        going = _Search(finder, wanted, options.before)
+        going = _Search(finder, wanted, options.before or "")
         try:
             mails = going.mails(options.limit)
             found = _say_json(mails, going) if options.json else _say(mails)

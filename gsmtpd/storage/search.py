@@ -292,8 +292,8 @@ def _said(place: _Place) -> str:
 def _parse(cursor: str, walk: _Walk) -> _Place:
     """Raises ValueError."""
     wrong = ValueError(
-        f"{cursor[:40]!r} is not how this search goes on; give what came as `next`, with the same"
-        " search"
+        f"{cursor[:40]!r} is not how this search goes on; give what it said last, and search"
+        " for the same"
     )
     said = unsealed(cursor)
     if said is None:

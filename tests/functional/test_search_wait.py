@@ -58,9 +58,29 @@ def test_search_goes_on(kept: Kept) -> None:
     found, said = run(kept.daemon, "search", "--subject", "Mail", "-n", "3", "--before", match[1])
     assert subjects(found) == ["2", "1", "0"]
     assert said == ""
-    assert "is not how this search goes on" in run(
-        kept.daemon, "search", "--before", "x", code=2
-    )[1]  # fmt: skip
+    wrong = run(kept.daemon, "search", "--before", "x", code=2)[1]
+    assert wrong == (
+        "gsmtpctl: --before: 'x' is not how this search goes on; give what it said last,"
+        " and search for the same\n"
+    )
+
+
+def test_search_by_a_domain(kept: Kept) -> None:
+    send(kept.daemon.address, mail("x", "Ours", "a@example.com"), mail("x", "Its", "a@localhost"))
+    assert subjects(run(kept.daemon, "search", "--domain", "Example.COM")[0]) == ["Ours"]
+    assert run(kept.daemon, "search", "--domain", "le.com", code=1) == ("", "no such mail\n")
+
+
+@pytest.mark.parametrize("name", ["to", "from", "subject", "text", "domain", "before"])
+def test_search_for_nothing_is_refused(kept: Kept, name: str) -> None:
+    send(kept.daemon.address, mail("x", "One"))
+    found, said = run(kept.daemon, "search", f"--{name}", "", code=2)
+    assert found == ""
+    assert said.endswith(f"argument --{name}: say some text, or leave the option out\n")
+
+
+def test_search_for_no_mail_is_refused(kept: Kept) -> None:
+    assert "argument -n: it must be 1 or more" in run(kept.daemon, "search", "-n", "0", code=2)[1]
 
 
 def test_search_as_json(kept: Kept) -> None:
@@ -135,7 +155,14 @@ def test_wait_ends(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--after", "?"), ("--timeout", "soon"), ("--timeout", "-1"), ("--raw", "--json")]
+    "wrong",
+    [
+        ("--after", "?"),
+        ("--timeout", "soon"),
+        ("--timeout", "-1"),
+        ("--raw", "--json"),
+        ("--to", ""),
+    ],
 )
 def test_what_wait_does_not_take(kept: Kept, wrong: tuple[str, str]) -> None:
     run(kept.daemon, "wait", "--to", "joe@example.com", *wrong, code=2)
