@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from functools import reduce
 from itertools import accumulate
+from math import ceil
 from operator import or_
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ class Histogram(NamedTuple):
     def quantile(self, counts: Sequence[int], share: float) -> float | None:
         """The value that `share` (0 to 1) of them do not exceed, interpolated; None if none is.
 
-        What is above the last bound counts as that.
+        What is above the last bound counts as that. It is whole as all values are, rounded up.
         """
         below = [0, *accumulate(counts)]
         if not below[-1]:
@@ -115,7 +116,7 @@ class Histogram(NamedTuple):
             return self.bounds[-1] * self.unit
         low = self.bounds[bucket - 1] if bucket else 0
         part = (rank - below[bucket]) / max(counts[bucket], 1)
-        return (low + (self.bounds[bucket] - low) * part) * self.unit
+        return ceil(low + (self.bounds[bucket] - low) * part) * self.unit
 
 
 _MS = 1000  # microseconds

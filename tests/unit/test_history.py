@@ -132,6 +132,7 @@ def test_rates_are_per_second() -> None:
     assert commit["count"] == 4
     assert 0.0025 < commit["median"] <= 0.005
     assert 5 < commit["rows_median"] <= 10
+    assert commit["rows_median"] == int(commit["rows_median"])
     assert commit["rows_mean"] == 7
 
 
@@ -175,10 +176,11 @@ def test_quantiles() -> None:
     counts = [0] * (len(BATCH_ROWS.bounds) + 1)
     assert BATCH_ROWS.quantile(counts, 0.5) is None
     counts[2] = 10  # 2 < value <= 5
-    assert BATCH_ROWS.quantile(counts, 0.5) == 3.5
+    assert BATCH_ROWS.quantile(counts, 0.5) == 4  # there is no half a row
     assert BATCH_ROWS.quantile(counts, 1.0) == 5
     counts[0] = 90
     assert BATCH_ROWS.quantile(counts, 0.9) == 1
-    assert BATCH_ROWS.quantile(counts, 0.95) == 3.5
+    assert BATCH_ROWS.quantile(counts, 0.95) == 4
+    assert BATCH_ROWS.quantile(counts, 0.5) == 1
     counts[-1] = 1000
     assert BATCH_ROWS.quantile(counts, 0.95) == 1000
