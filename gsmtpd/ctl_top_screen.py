@@ -76,7 +76,7 @@ def screen(view: View, width: int, height: int) -> list[Line]:
         lines += [Line(text) for text in ("", *_HELP)]
     elif view.status:
         lines += _above(view, width)
-        lines += _tables(view, max(0, height - len(lines)))
+        lines += _tables(view, max(0, height - len(lines)), width)
     return [line._replace(text=_cut(line.text, width)) for line in lines[:height]]
 
 
@@ -101,10 +101,11 @@ def _head(view: View, width: int) -> Line:
 
 def _above(view: View, width: int) -> Iterator[Line]:
     status = view.status
-    serving = sum(one["state"] == "serving" for one in status["workers"])
+    workers = [one for one in status["workers"] if one.get("role", "smtp") == "smtp"]
+    serving = sum(one["state"] == "serving" for one in workers)
     parts = [
         f"clients {status['clients']}/{status['max_clients']}",
-        f"workers {serving}/{len(status['workers'])}",
+        f"workers {serving}/{len(workers)}",
     ]
     if "queue" in status:
         parts += [f"queue {status['queue']}", f"memory {size(status['memory'])}"]
@@ -197,12 +198,12 @@ def sparkline(values: Sequence[float | None], width: int, blocks: str) -> str:
 # ---- tables ------------------------------------------------------------------------------------
 
 
-def _tables(view: View, room: int) -> list[Line]:
+def _tables(view: View, room: int, width: int) -> list[Line]:
     """Sessions and the slowest messages, in `room` lines; no head without a row."""
     if "sessions" not in view.sessions:
         return []
     sessions = [*_sessions(view)]
-    slowest = [*_slowest(view.sessions.get("slowest", []))]
+    slowest = [*_slowest(view.sessions.get("slowest", []), width)]
     share = max(room // 3, room - len(sessions))
     slowest = slowest[:share] if min(len(slowest), share) > _HEADS else []
     sessions = sessions[: room - len(slowest)]
@@ -228,15 +229,26 @@ def _key(one: Found, sort: str) -> Any:
     return one["client"] if sort == "client" else -one[sort]
 
 
-def _slowest(rows: Sequence[Found]) -> Iterator[Line]:
+def _slowest(rows: Sequence[Found], width: int) -> Iterator[Line]:
     yield Line("")
     yield Line("SLOWEST of the last minute, from the final dot to the reply", Style.TITLE)
     yield Line(f"{'TIME':8} {'DELAY':>9} {'SIZE':>9} {'CLIENT':22} REPLY", Style.DIM)
     for one in rows:
-        yield Line(
+        front = (
             f"{_clock(one['time']):8} {milliseconds(one['delay']):>9} {size(one['size']):>9}"
-            f" {one['client']:22} {one['reply']}"
+            f" {one['client']:22} "
         )
+        yield Line(front + _reply(one, width - len(front)))
+
+
+def _reply(one: Found, room: int) -> str:
+    """What it heard, in `room` columns. An id is what tells one from another, and its end most."""
+    reply, message_id = str(one["reply"]), str(one.get("id", ""))
+    if len(reply) <= room or not message_id or not reply.endswith(message_id):
+        return reply
+    short = f"{reply[:4]}{message_id}"
+    cut = len(short) - room
+    return short if cut <= 0 else f"{reply[:4]}~{message_id[cut + 1 :]}"
 
 
 def _clock(moment: float | str) -> str:

@@ -58,7 +58,7 @@ def test_the_numbers() -> None:
     assert lines[0].startswith("gsmtpd 1.2, running, 1 h 1 min  ")
     assert lines[0].endswith("  08:00:00 UTC")
     assert len(lines[0]) == 80
-    assert lines[1] == "clients 3/1000  workers 1/2  queue 7  memory 2 MiB  accepted 12"
+    assert lines[1] == "clients 3/1000  workers 1/1  queue 7  memory 2 MiB  accepted 12"
     assert lines[2:9] == [
         "accepted/s        20.5  ▅█",
         "refused/s          1.2  ▄█",
@@ -76,6 +76,25 @@ def test_the_tables() -> None:
     assert "SESSIONS  by age" in lines
     assert [line[:9] for line in lines if " DATA" in line] == ["192.0.2.2", "192.0.2.1"]
     assert lines[-1].split() == ["08:00:00", "250", "ms", "5", "B", "192.0.2.3", "250", "OK"]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (120, "250 2.0.0 OK: queued as 1a20aacf5272d66b046d9fc000000001"),
+        (90, "250 1a20aacf5272d66b046d9fc000000001"),
+        (80, "250 ~272d66b046d9fc000000001"),
+    ],
+)
+def test_the_end_of_an_id_is_shown(width: int, shown: str) -> None:
+    message_id = "1a20aacf5272d66b046d9fc000000001"
+    slow = SESSIONS["slowest"][0] | {
+        "id": message_id,
+        "reply": f"250 2.0.0 OK: queued as {message_id}",
+    }
+    line = text(FULL._replace(sessions=SESSIONS | {"slowest": [slow]}), width)[-1]
+    assert line[52:] == shown
+    assert len(line) <= width
 
 
 @pytest.mark.parametrize(("sort", "first"), [*zip(SORTS, "2112", strict=True)])
@@ -129,7 +148,7 @@ def test_a_client_commands_no_terminal() -> None:
 def test_an_older_server_tells_less() -> None:
     status = {name: STATUS[name] for name in STATUS if name not in ("queue", "memory")}
     lines = text(View(status, {}, {}, NOW))
-    assert lines[1:] == ["clients 3/1000  workers 1/2  accepted 12"]
+    assert lines[1:] == ["clients 3/1000  workers 1/1  accepted 12"]
     bare = {"step": 1, "columns": ["time", "accepted"], "rows": [[NOW, 1]]}
     assert "accepted/s           1  █" in text(View(status, bare, {}, NOW))
 
