@@ -27,7 +27,9 @@ def size(octets: float) -> str:
 
 
 def rate(value: float) -> str:
-    """How many, where tenths matter if there are few."""
+    """How many, where tenths matter if there are few, and what is less if there are fewer yet."""
+    if 0 < value < 0.1:
+        return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.1f}"
 
 
