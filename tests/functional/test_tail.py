@@ -224,6 +224,29 @@ def test_an_older_server(server: Gsmtpd) -> None:
         wait_for(lambda: "is older" in following.notes)
         send(daemon.address, mail("new"))
         following.wait_for('"new"')
+        # Who wants nothing else is not kept: it is not asked again.
+        with tail(daemon, "-f", "--result", "refused") as refused:
+            assert refused.process.wait(30) == 69
+            assert refused.notes.count("is older") == 1
+
+
+def test_a_server_that_is_restarted(server: Gsmtpd) -> None:
+    """What the next one refuses is shown, too, and that it was gone is said once."""
+    with Gsmtpd() as daemon, tail(daemon, "-f") as following:
+        ready(daemon, following)
+        refuse(daemon, "before@example.net")
+        following.wait_for("before@example.net")
+        daemon.ctl("reload")
+        refuse(daemon, "reloaded@example.net")
+        following.wait_for("reloaded@example.net")
+        daemon.stop()
+        wait_for(lambda: following.notes)
+        daemon.start()
+        refuse(daemon, "after@example.net")
+        send(daemon.address, mail("new"))
+        following.wait_for("after@example.net")
+        following.wait_for('"new"')
+        assert following.notes.count("\n") == 1
 
 
 # --- filters ------------------------------------------------------------------------------------
