@@ -144,7 +144,7 @@ class _Importer:
     def __init__(self, store: Store, config: Config, shown: Progress) -> None:
         self._store = store
         self._shown = shown
-        self._read = 0  # octets of the files, about
+        self._read = 0  # octets of the files
         self._max_size = config.limits.max_size
         self._batch: list[Incoming] = []
         self._octets = 0
@@ -163,7 +163,7 @@ class _Importer:
     def _understood(self, sources: Iterable[str], to: Mailbox | None) -> Iterator[Incoming]:
         new_id = id_maker(time.time())
         for found in self._found(sources):
-            self._read += len(found.octets or b"")
+            self._read += found.size
             self._shown.at(self._read, f"imported {self.imported} mails")
             try:
                 incoming = understood(found, to, new_id(), time.time())

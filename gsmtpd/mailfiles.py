@@ -213,7 +213,7 @@ class Found(NamedTuple):
     """A message in a file. octets: with CRLF line ends, None where `problem` says why not.
 
     name: for people. sender, date: what an mbox says in front of it, the date in Unix time; ""
-    and None where nothing does.
+    and None where nothing does. size: the octets that it takes in the file.
     """
 
     name: str
@@ -221,6 +221,7 @@ class Found(NamedTuple):
     problem: str = ""
     sender: str = ""
     date: float | None = None
+    size: int = 0
 
 
 TOO_LARGE = "too large"
@@ -300,8 +301,10 @@ def _in_file(file: BinaryIO, name: str, limit: int) -> Iterator[Found]:
 def _one(file: BinaryIO, name: str, limit: int, first: bytes = b"") -> Found:
     octets = first + file.read(limit + 1)
     if len(octets) > limit:
-        return Found(name, None, TOO_LARGE)
-    return Found(name, octets if b"\r\n" in octets else octets.replace(b"\n", b"\r\n"))
+        size = max(len(octets), os.fstat(file.fileno()).st_size)  # 0 of a pipe
+        return Found(name, None, TOO_LARGE, size=size)
+    lines = octets if b"\r\n" in octets else octets.replace(b"\n", b"\r\n")
+    return Found(name, lines, size=len(octets))
 
 
 # The date is what tells it from text that nobody quoted.
@@ -318,7 +321,7 @@ def _in_mbox(file: BinaryIO, first: bytes, name: str, limit: int) -> Iterator[Fo
     lines: list[bytes] = []
     for piece in iter(partial(file.readline, _PIECE), b""):
         if begins and piece.startswith(b"From ") and _is_from_line(piece):
-            yield _mbox_message(front, lines, size <= limit, f"{name}, message {next(numbers)}")
+            yield _mbox_message(front, lines, size, limit, f"{name}, message {next(numbers)}")
             front, size, lines = piece, 0, []
         else:
             size += len(piece)
@@ -327,26 +330,27 @@ def _in_mbox(file: BinaryIO, first: bytes, name: str, limit: int) -> Iterator[Fo
             else:
                 lines.clear()
         begins = piece.endswith(b"\n")
-    yield _mbox_message(front, lines, size <= limit, f"{name}, message {next(numbers)}")
+    yield _mbox_message(front, lines, size, limit, f"{name}, message {next(numbers)}")
 
 
 def _is_from_line(line: bytes) -> bool:
     return len(line) <= _MAX_FROM_LINE and _match_from_line(line) is not None
 
 
-def _mbox_message(front: bytes, lines: list[bytes], fits: bool, name: str) -> Found:
+def _mbox_message(front: bytes, lines: list[bytes], size: int, limit: int, name: str) -> Found:
     match = _match_from_line(front[:_MAX_FROM_LINE])
     sender = (match[1] if match else front[5:]).decode("utf-8", "replace").strip()
     date = date_in(match[2].decode("utf-8", "replace")) if match else None
-    if not fits:
-        return Found(name, None, TOO_LARGE, sender, date)
+    whole = len(front) + size
+    if size > limit:
+        return Found(name, None, TOO_LARGE, sender, date, whole)
     if lines and lines[-1] in (b"\n", b"\r\n"):
         del lines[-1]  # it belongs to what follows
     text = b"".join(lines)
     if b"\n>" in text or text.startswith(b">"):
         text = re.sub(rb"^>(>*From )", rb"\1", text, flags=re.MULTILINE)
     octets = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return Found(name, octets, "", sender, date)
+    return Found(name, octets, "", sender, date, whole)
 
 
 def date_in(text: str) -> float | None:

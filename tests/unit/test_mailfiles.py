@@ -280,10 +280,22 @@ def test_an_mbox_that_python_wrote(tmp_path: Path) -> None:
 
 def test_a_single_message(tmp_path: Path) -> None:
     (found,) = mbox(tmp_path / "one", b"\r\n\r\nno header\r\n")
-    assert found == Found(str(tmp_path / "one"), b"\r\n\r\nno header\r\n")
+    assert found == Found(str(tmp_path / "one"), b"\r\n\r\nno header\r\n", size=15)
     (found,) = mbox(tmp_path / "one", b"A: 1\n\nas an editor writes it\n")
     assert found.octets == b"A: 1\r\n\r\nas an editor writes it\r\n"
     assert mbox(tmp_path / "one", b"") == []
+
+
+def test_sizes_make_up_the_file(tmp_path: Path) -> None:
+    """Also where lines end otherwise than they are read, or a message is too large."""
+    front = b"From joe@example.org Mon Nov 23 23:10:00 2026\n"
+    octets = b"".join(front + b"A: 1\n\n" + b"text\n" * n + b"\n" for n in (3, 1000, 7))
+    (tmp_path / "mbox").write_bytes(octets)
+    found = [*read_mail(str(tmp_path / "mbox"), 100)]
+    assert [each.problem for each in found] == ["", TOO_LARGE, ""]
+    assert sum(each.size for each in found) == len(octets)
+    (tmp_path / "one.eml").write_bytes(b"A: 1\n\n" + b"text\n" * 1000)
+    assert [each.size for each in read_mail(str(tmp_path / "one.eml"), 100)] == [5006]
 
 
 def test_what_is_read_of_a_maildir(tmp_path: Path) -> None:
