@@ -109,6 +109,23 @@ def wait_json(daemon: Gsmtpd, *arguments: str, code: int = 0) -> dict[str, Any]:
     return found
 
 
+def test_wait_outlasts_a_reload_and_a_restart_of_the_server() -> None:
+    with Gsmtpd() as daemon:
+        heard: list[tuple[str, str]] = []
+        thread = threading.Thread(
+            target=lambda: heard.append(run(daemon, "wait", "--to", "b@example.com"))
+        )
+        thread.start()
+        thread.join(1.0)
+        daemon.ctl("reload")
+        daemon.stop()
+        daemon.start()
+        assert thread.is_alive()
+        send(daemon.address, mail("x", "Behind it"))
+        thread.join(60)
+    assert "Subject: Behind it\n" in heard[0][0]
+
+
 def test_wait_gives_each_mail_once(kept: Kept) -> None:
     who = ("--to", "ann@example.com", "--timeout", "0")
     nothing = wait_json(kept.daemon, *who, code=1)
