@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 
-from gsmtpd.status.mail_json import facts_of
+from gsmtpd.status.mail_json import named
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.streams import Listener, event
 from gsmtpd.storage.base import StoreError
@@ -46,6 +47,13 @@ class Glance:
         if seen is None:
             return ()
         return [mail for mail in mails if mail.mail_id not in seen and mail.mail_id > above]
+
+    async def named(self) -> list[dict[str, Any]]:
+        """The same in JSON, with the names of who they are from. Raises StoreError."""
+        mails = await self.new()
+        if not mails:
+            return []
+        return named(mails, await self._readers.ask(lambda finder: finder.heads(mails)))
 
     def _newest(self, finder: Finder) -> list[StoredMail]:
         if self._to:
@@ -87,8 +95,8 @@ class Glances:
         while True:
             await asyncio.sleep(_LOOK)
             try:
-                for mail in await glance.new():
-                    put(event("mail", json.dumps(facts_of(mail))))
+                for facts in await glance.named():
+                    put(event("mail", json.dumps(facts)))
             except StoreError:
                 await asyncio.sleep(_AFTER_TROUBLE)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from gsmtpd.message.body import Attachment, has_html, read_body
-from gsmtpd.message.headers import all_fields
+from gsmtpd.message.headers import all_fields, read_fields
+from gsmtpd.message.names import name_of
 from gsmtpd.message.trace import parse_front
 from gsmtpd.storage.reader import StoredAttachment, StoredMail
 
@@ -35,6 +36,18 @@ def facts_of(mail: StoredMail) -> dict[str, Any]:
     }
 
 
+def named(mails: Sequence[StoredMail], heads: Mapping[int, bytes]) -> list[dict[str, Any]]:
+    """The same of each, and the name in its From as far as its head says it."""
+    return [
+        facts_of(mail) | {"from_name": _name(mail, heads.get(mail.mail_id, b""))} for mail in mails
+    ]
+
+
+def _name(mail: StoredMail, octets: bytes) -> str:
+    fields = read_fields(octets, "From")
+    return name_of(fields[0], mail.from_) if fields else ""
+
+
 def _date(text: str) -> str:
     """As RFC 3339 has it; an old table may have none."""
     match = _DATE.match(text)
@@ -46,6 +59,7 @@ def whole(mail: StoredMail, octets: bytes) -> dict[str, Any]:
     content = content_of(octets)
     body = read_body(content)
     return facts_of(mail) | {
+        "from_name": _name(mail, octets),
         "text": body.text,
         "headers": [[name, value] for name, value in all_fields(octets)],
         "attachments": _attachments(body.attachments),
@@ -59,6 +73,7 @@ def without_octets(
 ) -> dict[str, Any]:
     """What the database itself has of a mail. why: its octets cannot be had."""
     return facts_of(mail) | {
+        "from_name": "",
         "text": text,
         "headers": [],
         "attachments": _attachments(attachments),

@@ -14,6 +14,7 @@ from gsmtpd.status.mail_json import (
     content_of,
     facts_of,
     header_of,
+    named,
     to_be_saved,
     whole,
     without_octets,
@@ -38,7 +39,11 @@ _WANTED = {
     "since": moment,
     "until": moment,
 }
-_LIST = _WANTED | {"limit": parameters.number(1, MAX_LIMIT), "before": parameters.cursor}
+_LIST = _WANTED | {
+    "limit": parameters.number(1, MAX_LIMIT),
+    "before": parameters.cursor,
+    "names": parameters.truth,
+}
 
 
 class Mails:
@@ -64,12 +69,20 @@ class Mails:
     async def _list(self, request: web.Request) -> web.Response:
         values = parameters.parameters(request, _LIST)
         limit, before = values.pop("limit", LIMIT), values.pop("before", "")
+        has_names = values.pop("names", False)
         wanted = Wanted(from_=values.pop("from", ""), **values)
+
+        def find(finder: Finder) -> tuple[list[dict[str, Any]], str | None]:
+            mails, following = finder.search(wanted, limit, before)
+            if has_names:
+                return named(mails, finder.heads(mails)), following
+            return [facts_of(mail) for mail in mails], following
+
         try:
-            page = await self._readers.ask(lambda finder: finder.search(wanted, limit, before))
+            mails, following = await self._readers.ask(find)
         except ValueError as error:
             raise WrongError(str(error)) from None
-        return said({"mails": [facts_of(mail) for mail in page.mails], "next": page.next})
+        return said({"mails": mails, "next": following})
 
     async def _delete(self, request: web.Request) -> web.Response:
         mail_id = _asked(request)

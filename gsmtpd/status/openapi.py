@@ -57,6 +57,10 @@ _MAIL = {
     "tls": {"type": "boolean"},
     "has_attach": _COUNT,
 }
+_NAME = TEXT | {
+    "description": "the name in From, which says what it likes; in a list where `names` asks for"
+    ' it, in a stream where `most` does; "" without one, or where it is not soon known'
+}
 _ATTACHMENT = {
     "number": {"type": "integer", "minimum": 1},
     "filename": TEXT,
@@ -75,9 +79,9 @@ _WHOLE = {
     | {"description": "why its octets cannot be had, null if they can"},
 }
 _SCHEMAS = {
-    "Mail": _object(_MAIL),
+    "Mail": _object(_MAIL) | {"properties": _MAIL | {"from_name": _NAME}},
     "Attachment": _object(_ATTACHMENT),
-    "WholeMail": _object(_MAIL | _WHOLE),
+    "WholeMail": _object(_MAIL | {"from_name": _NAME} | _WHOLE),
     "Page": _object(
         {
             "mails": {"type": "array", "items": _ref("Mail")},
@@ -159,6 +163,7 @@ _LIST = [
     _query("until", _MOMENT, "the first moment that does not; likewise"),
     _query("limit", _number(1, MAX_LIMIT, LIMIT), "mails of a page, at most"),
     _query("before", _CURSOR, "`next` of the page before"),
+    _query("names", {"type": "boolean", "default": False}, "whether `from_name` is wanted"),
 ]
 _TIMEOUT = {"type": "number", "minimum": 0, "maximum": waiting.MAX_TIMEOUT, "default": 30}
 _WAIT = [

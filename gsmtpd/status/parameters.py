@@ -49,6 +49,13 @@ def needed(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
+def truth(value: str) -> bool:
+    """Whether something is wanted."""
+    if value not in ("true", "false"):
+        raise ValueError("say true or false")
+    return value == "true"
+
+
 def text(value: str) -> str:
     """Some text."""
     if not value or "\0" in value:

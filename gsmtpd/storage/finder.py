@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gsmtpd.storage import search
 from gsmtpd.storage.addressed import is_found
 from gsmtpd.storage.arrivals import START, Cursor, Settled, next_for
+from gsmtpd.storage.heads import heads
 from gsmtpd.storage.mail_rows import StoredMail
 from gsmtpd.storage.reader import SQLReader
 from gsmtpd.storage.search import Page, Wanted
@@ -29,6 +30,10 @@ class Finder:
     def search(self, wanted: Wanted, limit: int, before: str = "") -> Page:
         """A page of what is `wanted`; see `search`. Raises ValueError, too."""
         return search.search(self.reader.rows, wanted, limit, before)
+
+    def heads(self, mails: Sequence[StoredMail]) -> dict[int, bytes]:
+        """How `mails` begin, by their ids, where that is soon known; see `heads`."""
+        return heads(self.reader.rows, mails)
 
     def next_for(self, address: str, cursor: Cursor = START) -> tuple[StoredMail | None, Cursor]:
         """The oldest mail for `address` that `cursor` lacks, if any; and the next cursor.

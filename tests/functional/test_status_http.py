@@ -166,6 +166,22 @@ def test_a_search_goes_on(running: tuple[Gsmtpd, Status]) -> None:
     assert found == [f"page {number}" for number in range(6, -1, -1)]
 
 
+def test_a_list_has_names_where_they_are_asked_for(running: tuple[Gsmtpd, Status]) -> None:
+    daemon, status = running
+    stored(daemon, b'From: "Lee, Ann" <ann@example.org>\r\n\r\nx\r\n', "names@example.com")
+    number = stored(daemon, b"From: ann@example.org\r\n\r\nx\r\n", "names@example.com")
+    (second, first) = status.get("/api/mails", to="names@example.com", names="true")["mails"]
+    assert (first["from_name"], first["from"]) == ("Lee, Ann", "ann@example.org")
+    assert second["from_name"] == ""
+    for more in ({}, {"names": "false"}):
+        found = status.get("/api/mails", to="names@example.com", **more)["mails"]
+        assert not any("from_name" in mail for mail in found)
+    assert status.get(f"/api/mails/{number}")["from_name"] == ""
+    assert status.get(f"/api/mails/{number - 1}")["from_name"] == "Lee, Ann"
+    wrong = status.ask("/api/mails?names=1")
+    assert (wrong.status, b"true or false" in wrong.body) == (400, True)
+
+
 # --- what befalls it ------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gsmtpd.storage.base import StoreError
+from gsmtpd.storage.heads import HEAD, heads
 from gsmtpd.storage.reader import (
     Selection,
     SQLReader,
@@ -413,3 +414,45 @@ def test_an_old_table_has_what_it_has(database: Database) -> None:
     database.replace_table(f"mail_id {key}, mail longblob")
     database.insert({"mail": MAIL})
     assert for_address(database, "bob@example.com") == []
+
+
+# --- how mail begins ----------------------------------------------------------------------------
+
+
+def beginnings(database: Database) -> dict[int, bytes]:
+    """What lists know of the octets of all mail."""
+    reader = database.reader
+    return heads(reader.rows, reader.recent(100))
+
+
+def test_how_mail_begins(database: Database) -> None:
+    long = b"X: y\r\n\r\n" + bytes(range(256)) * 200
+    database.insert()
+    database.insert(mail=zlib.compress(MAIL), mail_encoding="zlib")
+    database.insert(mail=gzip.compress(MAIL), body="gzencode")
+    database.insert(mail=long)
+    database.insert(mail=zlib.compress(long), mail_encoding="zlib")
+    database.insert(mail=b"x-first: 1\r\n\r\n")
+    head = long[:HEAD]
+    assert beginnings(database) == {
+        1: MAIL, 2: MAIL, 3: MAIL, 4: head, 5: head, 6: b"x-first: 1\r\n\r\n"
+    }  # fmt: skip
+
+
+def test_how_mail_begins_that_is_elsewhere_or_damaged(database: Database) -> None:
+    database.insert(mail=b"", mail_encoding="redis")
+    database.insert(mail=b"broken", mail_encoding="zlib")
+    assert beginnings(database) == {1: b"", 2: b""}
+
+
+def test_large_mail_is_not_read_for_its_beginning(database: Database) -> None:
+    database.insert(size=(1 << 20) + 1)
+    for _ in range(10):
+        database.insert(size=1 << 20)
+    assert sorted(beginnings(database)) == [*range(2, 10)]
+
+
+def test_mail_of_unknown_size_is_not_read_for_its_beginning(mysql: Database) -> None:
+    mysql.replace_table(SECOND_VERSION)
+    mysql.insert({name: OURS[name] for name in OURS if name not in ("helo", "size")}, ip_addr=b"x")
+    assert beginnings(mysql) == {}
