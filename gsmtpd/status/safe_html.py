@@ -27,6 +27,8 @@ _BEFORE = """<!doctype html>
 <style>
 html { background: #fff; color: #16181d; color-scheme: light }
 body { margin: 16px; font: 15px/1.5 system-ui, sans-serif; overflow-wrap: break-word }
+:root:root { overflow: auto !important }
+:root:root > body { overflow: visible !important }
 img { max-width: 100%; height: auto }
 .gsmtpd-said { display: inline-block; max-width: 100%; padding: 0 .4em; color: #555b66;
  background: #f1f1ee; border: 1px dashed #b4b7bd; font: 12px/1.6 system-ui, sans-serif }

@@ -12,7 +12,6 @@ from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from itertools import count
-from typing import NamedTuple
 
 import pytest
 
@@ -22,31 +21,13 @@ from tests import calling_home
 from tests.browser import DESKTOP, PHONE, Browser, Trap, browsing
 from tests.calling_home import LEAVES, LOADS, SCRIPTS, host
 from tests.servers import Gsmtpd, NotYetError, find_program, free_port, wait_for
+from tests.site import Site, mail, serving, subjects, visiting
 
 _numbers = count(1)
 pytestmark = pytest.mark.alone  # a browser and its server need the processors
 
 IMAGES = os.environ.get("GSMTPD_TEST_IMAGES", "")
 """Where pictures of the page are left, for docs/images."""
-
-
-class Site(NamedTuple):
-    """A server that receives mail, and its page in a browser."""
-
-    daemon: Gsmtpd
-    browser: Browser
-    url: str
-
-    def send(self, mail: bytes, recipient: str = "you@example.com") -> int:
-        """Store a mail; its id."""
-        with smtplib.SMTP(*self.daemon.address) as client:
-            client.sendmail("mallory@trap.example", [recipient], mail)
-        return int(self.daemon.ctl("list").split("\n")[-2].split()[0])
-
-    def view(self, path: str) -> None:
-        """Show a view of the page: "live", "mail", "mail/1"."""
-        self.browser.open(f"{self.url}/#{path}")
-        self.browser.wait("document.querySelector('nav a[aria-current]')")
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +38,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Gsmtpd]:
-    listen = f"127.0.0.1:{free_port()}"
-    with Gsmtpd({"status": {"listen": listen}}, variables={"TEST_LISTEN": listen}) as daemon:
+    with serving() as daemon:
         yield daemon
 
 
 @pytest.fixture
 def site(daemon: Gsmtpd, browser: Browser) -> Iterator[Site]:
-    browser.look(DESKTOP)
-    browser.complaints()  # those of others
-    site = Site(daemon, browser, f"http://{daemon.variables['TEST_LISTEN']}")
-    yield site
-    browser.driver.get("about:blank")
-    assert browser.complaints() == []
-
-
-def mail(subject: str, text: str = "Hello.", sender: str = "Ann <ann@example.org>") -> bytes:
-    """A simple one."""
-    head = f"From: {sender}\r\nTo: you@example.com\r\nSubject: {subject}\r\n"
-    return f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n{text}\r\n".encode()
+    with visiting(daemon, browser) as site:
+        yield site
 
 
 # ---- live ----------------------------------------------------------------------------------------
@@ -148,14 +118,6 @@ def test_time_can_be_looked_at_by_keys(site: Site) -> None:
 
 
 # ---- mail ----------------------------------------------------------------------------------------
-
-
-def subjects(browser: Browser) -> list[str]:
-    """What the list has, from its top."""
-    found: list[str] = browser.run(
-        "return [...document.querySelectorAll('#list .what')].map((each) => each.textContent)"
-    )
-    return found
 
 
 def test_new_mail_appears_by_itself(site: Site) -> None:

@@ -39,23 +39,44 @@ export function query(parameters) {
 
 const PATIENCE = 5000; // milliseconds until a stream that was given up is asked for again
 
-// Server-sent events that come back by themselves, also where the browser has given up.
+// Server-sent events that come back by themselves, also where the browser has given up, or waits
+// for a server that is gone without a word. silence: milliseconds without an event that say so.
 export class Stream {
-  constructor(path, event, onData, { onOpen = () => {}, onLost = () => {} } = {}) {
-    Object.assign(this, { path, event, onData, onOpen, onLost });
+  constructor(path, event, onData, { onOpen = () => {}, onLost = () => {}, silence = 0 } = {}) {
+    Object.assign(this, { path, event, onData, onOpen, onLost, silence });
     this.open();
   }
 
   open() {
     this.source = new EventSource(url(this.path));
-    this.source.addEventListener("open", () => this.onOpen());
-    this.source.addEventListener(this.event, (message) => this.onData(JSON.parse(message.data)));
+    this.#listen();
+    this.source.addEventListener("open", () => {
+      this.#listen();
+      this.onOpen();
+    });
+    this.source.addEventListener(this.event, (message) => {
+      this.#listen();
+      this.onData(JSON.parse(message.data));
+    });
     this.source.addEventListener("error", () => {
       this.onLost();
-      if (this.source.readyState === EventSource.CLOSED) {
-        this.timer = setTimeout(() => this.open(), PATIENCE);
-      }
+      if (this.source.readyState === EventSource.CLOSED) this.#again(PATIENCE);
     });
+  }
+
+  // From now on it may be silent for so long.
+  #listen() {
+    clearTimeout(this.timer);
+    if (!this.silence) return;
+    this.timer = setTimeout(() => {
+      this.onLost();
+      this.#again(0);
+    }, this.silence);
+  }
+
+  #again(milliseconds) {
+    this.close();
+    this.timer = setTimeout(() => this.open(), milliseconds);
   }
 
   close() {

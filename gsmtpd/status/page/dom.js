@@ -29,6 +29,13 @@ export function say(target, text) {
 // Text of strangers: it keeps its own direction, and cannot turn that of what stands beside it.
 export const quoted = (text, properties = {}) => element("bdi", properties, printable(text));
 
+// The same where there is little room: names of hosts and files, addresses and ids go on in the
+// next line behind their own marks, and not in the middle of a word or of 192.0.2.1.
+export function wrapped(text) {
+  const parts = printable(text).replace(/[/_:=,@](?=\S)|\.(?=[a-z])/gi, "$&\0").split("\0");
+  return element("bdi", {}, parts.flatMap((part, at) => (at ? [element("wbr"), part] : [part])));
+}
+
 // Control characters would be invisible, and those of direction would have it read otherwise.
 // eslint-disable-next-line no-control-regex
 const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;

@@ -1,6 +1,6 @@
 // What is there, and is any of it wrong? From what the server answers to /api/status.
 
-import { element, quoted } from "./dom.js";
+import { element, wrapped } from "./dom.js";
 import { count, delay, joined, lasting, many, octets, when } from "./format.js";
 
 const WORDS = {
@@ -60,7 +60,7 @@ function ledger(title, rows) {
 export function facts(status) {
   const parts = [
     ledger("Since the start", totals(status)),
-    ledger("Listening", status.listeners.map((one) => [one.name, one.address])),
+    ledger("Listening", status.listeners.map((one) => [one.name, wrapped(one.address)])),
     ledger("Processes", [...status.workers.map(worker), ...replaced(status)]),
     ledger("Database", databases(status)),
   ];
@@ -68,11 +68,11 @@ export function facts(status) {
   const outbox = outboxOf(status);
   if (outbox.length) {
     parts.push(ledger("Outbox", outbox.map((one) =>
-      [quoted(one.handler), `${count(one.number)} ${one.state}`,
+      [wrapped(one.handler), `${count(one.number)} ${one.state}`,
         one.state === "dead" ? "wrong" : ""])));
   }
   parts.push(ledger("Configuration", [
-    ["file", quoted(status.config)], ["reload", reload(status.reload)],
+    ["file", wrapped(status.config)], ["reload", reload(status.reload)],
   ]));
   return parts;
 }
@@ -104,12 +104,12 @@ const replaced = (status) =>
 
 function databases(status) {
   return (status.database ?? []).flatMap((one) => {
-    if (isGone(one)) return [[quoted(one.host), "does not answer", "wrong"]];
+    if (isGone(one)) return [[wrapped(one.host), "does not answer", "wrong"]];
     const after = typeof one.seconds === "number" ? ` in ${joined(delay(one.seconds))}` : "";
     return [
-      [quoted(one.host), `answers${after}`],
-      ...(one.version ? [["version", quoted(one.version)]] : []),
-      ...Object.entries(one.settings ?? {}).map(([name, value]) => [quoted(name), quoted(value)]),
+      [wrapped(one.host), `answers${after}`],
+      ...(one.version ? [["version", wrapped(one.version)]] : []),
+      ...Object.entries(one.settings ?? {}).map(([name, value]) => [wrapped(name), wrapped(value)]),
     ];
   });
 }

@@ -1,7 +1,7 @@
 // How is a value written for people?
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
-const NONE = "–";
+export const NONE = "–"; // where nothing is known
 
 export function count(value) {
   return known(value) ? Math.round(value).toLocaleString("en") : NONE;
@@ -58,11 +58,16 @@ export function day(at) {
   return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
 }
 
-// When a mail came: the time today, else the day.
+// When a mail came, to the minute. The day is always there: a page may be open for many.
 export function whenShort(iso) {
   const at = new Date(iso);
-  if (Number.isNaN(at.getTime())) return iso;
-  return day(at) === day(new Date()) ? clock(at / 1000) : day(at);
+  return Number.isNaN(at.getTime()) ? iso : `${day(at)} ${clock(at / 1000, false)}`;
+}
+
+// The same to the second, and as the server said it.
+export function whenLong(iso) {
+  const at = new Date(iso);
+  return Number.isNaN(at.getTime()) ? iso : `${when(at / 1000)} here, ${iso}`;
 }
 
 export function when(seconds) {

@@ -3,6 +3,7 @@
 import { asked, fetched } from "./api.js";
 import { byId, element, printable, quoted, table } from "./dom.js";
 import { joined, many, octets, when } from "./format.js";
+import { linked } from "./links.js";
 
 const RAW = 256 * 1024; // octets that are shown of a mail as it came
 
@@ -64,7 +65,7 @@ function isElsewhere({ to, recipient }) {
 function factsOf(mail) {
   const way = `${mail.ip_addr || "an unknown address"}${mail.helo ? ` as ${mail.helo}` : ""}`;
   const rows = [
-    ["From", mail.from],
+    ["From", mail.from_name ? `${mail.from_name} <${mail.from}>` : mail.from],
     ["To", mail.recipient || mail.to],
     isElsewhere(mail) ? ["Mailbox", mail.to] : null,
     mail.return_path !== mail.from ? ["Return path", mail.return_path || "<> (none)"] : null,
@@ -131,7 +132,7 @@ function tabs(mail) {
 
 function text(said, nothing) {
   if (!said.trim()) return element("p", { class: "quiet" }, nothing);
-  return element("pre", { dir: "auto" }, said);
+  return element("pre", { dir: "auto" }, linked(said));
 }
 
 function frame(mail) {

@@ -1,7 +1,7 @@
 // How does it do? The plots, what is to be known beside them, sessions, and one sentence on top.
 
 import { Stream, again, asked } from "./api.js";
-import { byId, element, quoted, say, table } from "./dom.js";
+import { byId, element, say, table, wrapped } from "./dom.js";
 import { clock, count, delay, joined, lasting, many, octets, rate } from "./format.js";
 import { facts, problemsOf } from "./facts.js";
 import { Recorder } from "./plot.js";
@@ -10,9 +10,15 @@ import { STEPS, Samples } from "./samples.js";
 const LEADERS = 5; // reasons that have a colour; the others have one together
 const STATUS_EACH = 5000; // milliseconds
 const SESSIONS_EACH = 2000;
+const SILENCE = 6000; // milliseconds; there is a sample each second
+const HOUR = 3600; // seconds
+const MINUTES = 300;
+const SHORT = 600; // seconds of history that would be lost in the plot of an hour
+const SPAN = "gsmtpd-span"; // what a person chose, in this browser
 
 const samples = new Samples();
-let span = 3600;
+let span = HOUR;
+let isChosen = false; // by a person
 let status = null;
 let recorder = null;
 let isStale = true; // there is a gap behind the last sample
@@ -51,7 +57,8 @@ function reasons(rows) {
     name: name.slice(8).replaceAll("_", " "), tone: tones.get(name), value: column(name),
     isFilled: true, isStacked: true,
   }));
-  const others = (row) => rest.reduce((sum, name) => sum + (row[name] ?? 0), 0);
+  const others = (row) => rest.reduce(
+    (sum, name) => (name in row ? (sum ?? 0) + row[name] : sum), undefined);
   if (rest.length) {
     series.push({
       name: "others", tone: "reason-rest", value: others, isFilled: true, isStacked: true,
@@ -68,8 +75,9 @@ function toneOf(name, leaders) {
   tones.set(name, free);
 }
 
-const refused = (row) => Object.entries(row)
-  .reduce((sum, [name, value]) => (name.startsWith("refused:") ? sum + value : sum), 0);
+// All refusals of a row; undefined where it has none of the columns: nothing is known yet.
+const refused = (row) => Object.entries(row).filter(([name]) => name.startsWith("refused:"))
+  .reduce((sum, [, value]) => (sum ?? 0) + value, undefined);
 
 function strips() {
   const inUnit = (write) => {
@@ -111,16 +119,38 @@ async function fill() {
   try {
     const [fine, coarse] = await Promise.all(Object.entries(STEPS).map(([seconds, step]) =>
       asked("api/history", { seconds, step })));
-    samples.fill(300, fine);
-    samples.fill(3600, coarse);
+    samples.fill(MINUTES, fine);
+    samples.fill(HOUR, coarse);
+    if (!isChosen) choose(samples.reach < SHORT ? MINUTES : HOUR);
+    isChosen = true; // it does not jump while somebody looks
     draw();
   } catch {
     isStale = true; // the stream says so when it is back
   }
 }
 
+function choose(seconds) {
+  span = seconds;
+  for (const one of byId("spans").elements) one.checked = Number(one.value) === span;
+}
+
+// What a person chose when the page was here last, or null.
+function remembered() {
+  try {
+    return [HOUR, MINUTES].find((one) => String(one) === localStorage.getItem(SPAN)) ?? null;
+  } catch {
+    return null; // the browser keeps nothing
+  }
+}
+
+function remember() {
+  try {
+    localStorage.setItem(SPAN, String(span));
+  } catch { /* as above */ }
+}
+
 function draw() {
-  recorder.show(samples.rows[span], span);
+  recorder.show(samples.shown(span), span);
   const lately = now();
   if (lately) say(byId("sentence"), sentence(lately));
 }
@@ -168,15 +198,15 @@ async function lookAtSessions() {
     ["Client", {}], ["For", number], ["What it does", { class: "doing" }], ["Mails", number],
     ["Sent", { class: "right wide" }], ["TLS", wide],
   ], found.sessions.map((one) => [
-    quoted(one.client), lasting(one.seconds), one.doing, count(one.messages),
+    wrapped(one.client), lasting(one.seconds), wrapped(one.doing), count(one.messages),
     joined(octets(one.octets)), one.tls ? "yes" : "no",
   ]), "Nobody is connected."));
   byId("slowest").replaceChildren(table("Slowest in the last minute", [
     ["At", {}], ["Took", number], ["Client", {}], ["Size", number],
     ["Reply", { class: "reply wide" }],
   ], found.slowest.map((one) => [
-    clock(one.time), joined(delay(one.delay)), quoted(one.client), joined(octets(one.size)),
-    quoted(one.reply),
+    clock(one.time), joined(delay(one.delay)), wrapped(one.client), joined(octets(one.size)),
+    wrapped(one.reply),
   ]), "No mail in the last minute."));
 }
 
@@ -184,9 +214,14 @@ async function lookAtSessions() {
 export function start(isShown, onConnection) {
   recorder = new Recorder(byId("strips"), strips());
   byId("spans").addEventListener("change", (event) => {
-    span = Number(event.target.value);
+    choose(Number(event.target.value));
+    isChosen = true;
+    remember();
     draw();
   });
+  const last = remembered();
+  isChosen = last !== null;
+  choose(last ?? HOUR);
   const isSeen = () => isShown() && !document.hidden;
   document.addEventListener("visibilitychange", () => isSeen() && draw());
   fill();
@@ -201,6 +236,7 @@ export function start(isShown, onConnection) {
       isStale = true;
       onConnection(false);
     },
+    silence: SILENCE,
   });
   again(STATUS_EACH, () => !document.hidden, lookAtStatus);
   again(SESSIONS_EACH, isSeen, lookAtSessions);

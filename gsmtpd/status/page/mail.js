@@ -1,12 +1,13 @@
 // Which mail is there? Search, the list, and what is new in it by itself.
 
 import { Stream, asked, query } from "./api.js";
-import { byId, element, quoted, say } from "./dom.js";
-import { joined, many, octets, when, whenShort } from "./format.js";
+import { byId, element, printable, quoted, say } from "./dom.js";
+import { joined, many, octets, whenLong, whenShort } from "./format.js";
 import * as letter from "./letter.js";
 
 const FIELDS = ["to", "from", "subject", "text", "since", "until"];
 const AT_ONCE = 50; // mails that are asked for
+const NAMED = { names: true }; // with the names of who they are from
 const MOST = 500; // rows of the list that new mail may make
 const NEWS_EACH = 250; // milliseconds between two changes of the list
 const SPOKEN_EACH = 5000; // the same for what is read aloud
@@ -82,16 +83,43 @@ async function load(more) {
   search = new AbortController();
   const { signal } = search;
   byId("more").disabled = true;
-  if (!mails.length) say(byId("found"), "Searching…");
+  if (!mails.length) inform("Searching…");
   try {
-    const page = await asked("api/mails", { ...asParameters(wanted), ...more }, { signal });
+    const page = await asked("api/mails", { ...asParameters(wanted), ...NAMED, ...more },
+      { signal });
     if (signal.aborted) return;
     next = page.next;
     put(page.mails);
   } catch (error) {
-    if (error.name !== "AbortError") say(byId("found"), error.message);
+    if (error.name !== "AbortError") inform(error.message, true);
   } finally {
     if (!signal.aborted) byId("more").disabled = false;
+  }
+}
+
+// Say above the list what there is, or what is wrong.
+function inform(text, isWrong = false) {
+  byId("found").className = isWrong ? "problem" : "quiet";
+  say(byId("found"), text);
+}
+
+// The server is back, or the database: look what has come meanwhile. What was not answered before
+// is asked again.
+async function catchUp() {
+  if (byId("found").className === "problem" && !mails.length) {
+    load({ limit: AT_ONCE });
+    return;
+  }
+  const asking = wanted;
+  try {
+    const page = await asked("api/mails", { ...asParameters(wanted), ...NAMED, limit: AT_ONCE });
+    if (asking !== wanted || !stream) return;
+    if (page.next && !page.mails.some((one) => mails.some(({ id }) => id === one.id))) {
+      [mails, next, isCut] = [[], page.next, false]; // there are more between these and those
+    }
+    put(page.mails, true);
+  } catch (error) {
+    if (asking === wanted) inform(error.message, true);
   }
 }
 
@@ -114,14 +142,23 @@ function put(some, isNew = false) {
 
 function row(mail, isNew) {
   const link = element("a", { href: addressOf(mail.id, wanted) },
-    quoted(mail.from || mail.return_path || "nobody", { class: "who" }),
-    element("time", { datetime: mail.date, title: when(new Date(mail.date) / 1000) },
-      whenShort(mail.date)),
+    sender(mail),
+    element("time", { datetime: mail.date, title: whenLong(mail.date) }, whenShort(mail.date)),
     quoted(mail.subject || "no subject", { class: mail.subject ? "what" : "what none" }),
     element("span", { class: "whom" }, quoted(mail.recipient || mail.to)),
     element("span", { class: "size" },
       mail.has_attach ? `${many(mail.has_attach, "file")}, ` : "", joined(octets(mail.size))));
   return element("li", { "data-id": mail.id, class: isNew ? "new" : null }, link);
+}
+
+// Who it says it is from. A name says anything: the address stands behind it.
+function sender(mail) {
+  const address = mail.from || mail.return_path || "nobody";
+  const name = mail.from_name && mail.from_name !== address ? mail.from_name : "";
+  const title = printable(name ? `${name} <${address}>` : address);
+  return element("span", { title },
+    quoted(name || address, { class: "who" }),
+    ...(name ? [" ", quoted(address, { class: "whose" })] : []));
 }
 
 function mark() {
@@ -140,11 +177,11 @@ function tell() {
   if (!mails.length) {
     const nothing = searched === "found" ? "No mail is like that" : "There is no mail yet";
     const more = "Nothing so far: there is more to look through.";
-    say(byId("found"), next ? more : `${nothing}. New mail appears by itself.`);
+    inform(next ? more : `${nothing}. New mail appears by itself.`);
   } else if (isAll) {
-    say(byId("found"), `${many(mails.length, "mail")} ${searched}, the newest first`);
+    inform(`${many(mails.length, "mail")} ${searched}, the newest first`);
   }
-  else say(byId("found"), `The newest ${many(mails.length, "mail")} ${searched}`);
+  else inform(`The newest ${many(mails.length, "mail")} ${searched}`);
 }
 
 // ---- new mail ----------------------------------------------------------------------------------
@@ -161,6 +198,7 @@ function isWanted(mail) {
 }
 
 function follow() {
+  let isLost = false;
   const { to, domain } = asParameters(wanted);
   if (wanted.text) {
     stream = { close() {} }; // what a mail says is not in the stream
@@ -171,6 +209,14 @@ function follow() {
     news.push(mail);
     if (news.length > MOST) news.splice(0, news.length - AT_ONCE);
     newsTimer ??= setTimeout(takeNews, NEWS_EACH);
+  }, {
+    onOpen: () => {
+      if (isLost) catchUp();
+      isLost = false;
+    },
+    onLost: () => {
+      isLost = true;
+    },
   });
 }
 

@@ -28,12 +28,14 @@ function route() {
 }
 
 function connection(isThere) {
-  clearTimeout(timer);
-  timer = null;
   const line = byId("offline");
-  if (isThere) line.hidden = true;
+  if (isThere) {
+    clearTimeout(timer);
+    timer = null;
+    line.hidden = true;
+  }
   else {
-    timer = setTimeout(() => {
+    timer ??= setTimeout(() => {
       line.hidden = false;
       say(line, "The server does not answer. What you see is old; it is asked again and again.");
     }, OFFLINE_AFTER);

@@ -1,7 +1,7 @@
 // How are numbers drawn? Strips below each other over one time axis, as a chart recorder has them.
 
 import { drawn, element, say } from "./dom.js";
-import { clock } from "./format.js";
+import { NONE, clock } from "./format.js";
 
 const AXIS = 22; // pixels that the times need
 const FLAG = 60; // pixels that the time of the cursor needs
@@ -129,7 +129,7 @@ export class Recorder {
   #label(strip, series, row, highest) {
     const [number, unit] = strip.big(row ?? {});
     say(strip.number, number);
-    say(strip.unit, unit);
+    say(strip.unit, number === NONE ? "" : unit);
     const said = strip.scale(highest);
     const about = `${strip.title}: ${number} ${unit}; at most ${said} in the time shown`;
     strip.svg.setAttribute("aria-label", about);
