@@ -66,6 +66,9 @@ setup(
         ("share/man/man5", files("man/*.5")),
         ("share/man/man8", files("man/*.8")),
         ("share/doc/gsmtpd/examples", ["etc/gsmtpd.conf", *files("etc/examples/*")]),
+        ("share/doc/gsmtpd/contrib", ["contrib/README.md"]),
+        ("share/doc/gsmtpd/contrib/grafana", files("contrib/grafana/*")),
+        ("share/doc/gsmtpd/contrib/prometheus", files("contrib/prometheus/*")),
     ],
     entry_points={
         "console_scripts": [

@@ -25,7 +25,8 @@ RELEASES = ("bookworm", "trixie")
 BESIDE = (  # gsmtpd's dependencies, and what the tests talk to
     "adduser", "python3-configobj", "python3-cryptography", "python3-daemon", "python3-pymysql",
     "mariadb-server", "swaks", "sqlite3", "man-db", "logrotate", "postfix", "procps",
-    "bash-completion", "dpkg-dev", "apt-utils", "systemd",
+    "bash-completion", "dpkg-dev", "apt-utils", "systemd", "curl",
+    "python3-aiohttp", "python3-prometheus-client",
 )  # fmt: skip
 TOOLS = ("dpkg-buildpackage", "lintian", "debootstrap", "autopkgtest", "unshare", "nsenter")
 MAIL_DB = "/var/lib/gsmtpd/mail.db"
@@ -527,6 +528,46 @@ def test_three_steps_with_systemd(system: System, deb: Path, older_deb: Path) ->
         root.do("dpkg --purge gsmtpd")
         left = root.do("find /etc /usr /var /run -xdev -name '*gsmtpd*'")
         assert left == ""
+
+
+def test_the_status_page_with_systemd(system: System) -> None:
+    """With Debian's own libraries, within all that the unit forbids; what it forbids kills here."""
+    with SystemdRoot(system.installed, system.beside, system.bare) as root:
+        configure(root, listen="8025", accept="example.com")
+        unit = "/usr/lib/systemd/system/gsmtpd.service"
+        root.do(f"sed -i s/SystemCallErrorNumber=EPERM/SystemCallErrorNumber=kill/ {unit}")
+        root.do("systemctl daemon-reload && systemctl start gsmtpd")
+        ask = "curl -sS --fail --max-time 20 http://127.0.0.1:8025"
+        stream = f"{ask}/api/stream --no-buffer --output /tmp/events"
+        root.do(f"systemd-run --unit=listens {stream} && until grep -q id: /tmp/events; do :; done")
+        wait = "/api/wait?to=you@example.com\\&timeout=20 --output /tmp/mail"
+        root.do(f"systemd-run --unit=waits {ask}{wait}")
+        send(root)
+        root.do("until grep -q 'a test' /tmp/mail && grep -q 'a test' /tmp/events; do :; done")
+        assert "/static/main.js" in root.do(f"{ask}/")
+        assert "import" in root.do(f"{ask}/static/main.js")
+        assert 'gsmtpd_messages_total{result="accepted"} 1' in root.do(f"{ask}/metrics")
+        assert root.do(f"{ask}/readyz") == "ok\n"
+        assert "Status:     " in root.do("gsmtpctl status")
+        assert "a test" in root.do("gsmtpctl search --to you@example.com")
+        assert "accepted/s" in root.do("gsmtpctl top --once")
+
+        root.do("echo secret > /etc/gsmtpd.status && chgrp gsmtpd /etc/gsmtpd.status")
+        root.do("chmod 640 /etc/gsmtpd.status")
+        before, status = root.path("/etc/gsmtpd.conf").read_text().split("\n[status]\n")
+        status = status.replace("password_file =", "password_file = /etc/gsmtpd.status", 1)
+        root.path("/etc/gsmtpd.conf").write_text(f"{before}\n[status]\n{status}")
+        root.do("systemctl reload gsmtpd")  # which ends the stream
+        root.do("while systemctl --quiet is-active listens; do :; done")
+        assert "401" in root.refuse(f"{ask}/api/status", 22)
+        assert root.do(f"{ask}/api/mails --user any:secret").count('"id":') == 1
+        root.do("systemctl restart gsmtpd")
+        assert root.do(f"{ask}/readyz") == "ok\n"
+        root.do("systemctl stop gsmtpd")
+        assert root.show("gsmtpd", "Result") == "success"
+        said = root.journal("gsmtpd")
+        assert "level=error" not in said
+        assert "Traceback" not in said
 
 
 def test_upgrade_with_a_broken_configuration(system: System, deb: Path, older_deb: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,29 @@ def test_the_profile_only_complains_and_has_a_place_for_additions() -> None:
     assert "include if exists <local/gsmtpd>" in text
 
 
-FILES = re.findall(r" = (/\S+)$", (ROOT / "etc/gsmtpd.conf").read_text(), re.M)
+SHOWN = (ROOT / "etc/gsmtpd.conf").read_text() + (ROOT / "docs/status.md").read_text()
+FILES = re.findall(r" = (/\S+)$", SHOWN, re.M)
+LOOK = """
+import sys
+seen = set()
+sys.addaudithook(lambda event, args: event == "open" and seen.add(str(args[0])))
+import aiohttp.web, gsmtpd.status.application
+print(*sorted(path for path in seen if path.startswith("/proc/self/")))
+"""
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_the_profile_has_the_files_of_the_shipped_configuration(path: str) -> None:
     rules = PROFILE.read_text().replace("@{run}", "/run")
     assert f"  {path} r,\n" in rules or f"  {Path(path).parent}/{{,**}} rw" in rules
+
+
+def test_the_profile_has_what_the_libraries_of_the_status_page_look_at() -> None:
+    rules = re.findall(r"^  @\{PROC\}/@\{pids?\}/(\S+) r,$", PROFILE.read_text(), re.M)
+    allowed = {name for rule in rules for name in re.findall(r"\w+", rule)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    seen = {Path(path).name for path in done.stdout.split()}
+    assert seen, "prometheus_client looks at its own process"
+    assert seen <= allowed
