@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 
 from aiohttp import web
 
@@ -46,20 +47,28 @@ class Health:
 
     async def _look(self) -> str:
         """What keeps us from storing mail, "" if nothing does."""
-        try:
-            both = asyncio.gather(self._readers.ask(_ping), self._known.master())
-            _, status = await asyncio.wait_for(both, _WITHIN)
-        except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 had two; the library is older
-            return f"database: no answer within {_WITHIN:g} s"
-        except StoreError as error:
-            return f"database: {error}"
-        except ControlError as error:
-            return f"master: {error}"
+        database = _trouble("database", self._readers.ask(_ping))
+        master = _trouble("master", self._look_at_workers())
+        return "; ".join(filter(None, await asyncio.gather(database, master)))
+
+    async def _look_at_workers(self) -> str:
+        status = await self._known.master()
         for each in status["workers"]:
             if each["role"] == "smtp" and each["state"] == "serving":
                 return ""
         return "no worker process serves SMTP clients"
 
 
-def _ping(finder: Finder) -> None:
+def _ping(finder: Finder) -> str:
     finder.ping()
+    return ""
+
+
+async def _trouble(of: str, looking: Awaitable[str]) -> str:
+    """What `looking` finds, or that who was asked has trouble to answer; "" for none."""
+    try:
+        return await asyncio.wait_for(looking, _WITHIN)
+    except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 had two; the library is older
+        return f"{of}: no answer within {_WITHIN:g} s"
+    except (StoreError, ControlError) as error:
+        return f"{of}: {error}"

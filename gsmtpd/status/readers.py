@@ -14,6 +14,7 @@ from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.reader import UnreadableError
 
 THREADS = 4
+TURN_WITHIN = 10.0  # seconds that a question may wait for one of the threads
 Found = TypeVar("Found")
 
 
@@ -34,8 +35,19 @@ class Readers:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
 
     async def ask(self, question: Callable[[Finder], Found]) -> Found:
-        """What `question` makes of a Finder, in one of the threads. Raises StoreError."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, question)
+        """What `question` makes of a Finder, in one of the threads. Raises StoreError.
+
+        Where a store hangs, those that wait for their turn must not become ever more.
+        """
+        asked = self._pool.submit(self._ask, question)
+        answer = asyncio.wrap_future(asked)
+        try:
+            await asyncio.wait([answer], timeout=TURN_WITHIN)
+            if asked.cancel():  # it has not begun
+                raise StoreError(f"no turn within {TURN_WITHIN:g} s: others still wait for answers")
+            return await answer
+        finally:
+            answer.cancel()  # of a client that is gone; who has begun goes on
 
     async def work(self, doing: Callable[[], Found]) -> Found:
         """What takes a while, of the processor alone, in one of the threads."""

@@ -23,6 +23,7 @@ from tests.servers import (
     ServerError,
     environment,
     free_port,
+    freeze,
     mysql_store,
     wait_for,
 )
@@ -203,6 +204,32 @@ def test_the_database_is_away() -> None:
             database.start()
             wait_for(lambda: status.ask("/readyz").status == 200)
             assert status.ask("/api/mails").status == 200
+
+
+def test_the_database_hangs() -> None:
+    with MariaDB() as database:
+        make_schema(database, "hangs")
+        with served(mysql_store(database, "hangs")) as (daemon, status):
+            status.get("/api/mails")
+            freeze(database.pid)
+            try:
+                said = "database: no answer within 2 s\n"
+                wait_for(lambda: status.ask("/readyz").body.decode() == said)
+                assert status.ask("/readyz").status == 503
+                assert status.ask("/healthz").status == 200
+                assert status.ask("/").status == 200
+                assert status.get("/api/status")["version"]
+            finally:
+                os.kill(database.pid, signal.SIGCONT)
+            wait_for(lambda: status.ask("/readyz").status == 200)
+            freeze(daemon.pid)
+            try:
+                wait_for(lambda: status.ask("/readyz").status == 503)
+                said = status.ask("/readyz").body.decode()
+                assert said.startswith("master: ")
+                assert "database" not in said
+            finally:
+                os.kill(daemon.pid, signal.SIGCONT)
 
 
 def test_the_database_ends_idle_connections() -> None:

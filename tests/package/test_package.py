@@ -18,7 +18,7 @@ from tests.conftest import lacking
 from tests.package.roots import Root, all_files, bare_system
 from tests.package.sources import copy_tree
 from tests.package.systemd_root import SystemdRoot
-from tests.servers import ROOT, find_program
+from tests.servers import ROOT, find_program, wait_for
 from tests.side_by_side import in_a_worker
 
 RELEASES = ("bookworm", "trixie")
@@ -539,14 +539,17 @@ def test_the_status_page_with_systemd(system: System) -> None:
         root.do("systemctl daemon-reload && systemctl start gsmtpd")
         ask = "curl -sS --fail --max-time 20 http://127.0.0.1:8025"
         stream = f"{ask}/api/stream --no-buffer --output /tmp/events"
-        root.do(f"systemd-run --unit=listens {stream} && until grep -q id: /tmp/events; do :; done")
+        root.do(f"systemd-run --unit=listens {stream}")
+        wait_for(lambda: "id:" in root.run("cat /tmp/events").stdout)
         wait = "/api/wait?to=you@example.com\\&timeout=20 --output /tmp/mail"
         root.do(f"systemd-run --unit=waits {ask}{wait}")
         send(root)
-        root.do("until grep -q 'a test' /tmp/mail && grep -q 'a test' /tmp/events; do :; done")
-        assert "/static/main.js" in root.do(f"{ask}/")
+        for path in ("/tmp/mail", "/tmp/events"):
+            wait_for(lambda path=path: "a test" in root.run(f"cat {path}").stdout)
+        assert "static/main.js" in root.do(f"{ask}/")
         assert "import" in root.do(f"{ask}/static/main.js")
-        assert 'gsmtpd_messages_total{result="accepted"} 1' in root.do(f"{ask}/metrics")
+        counted = 'gsmtpd_messages_total{result="accepted"} 1.0\n'
+        wait_for(lambda: counted in root.do(f"{ask}/metrics"))
         assert root.do(f"{ask}/readyz") == "ok\n"
         assert "Status:     " in root.do("gsmtpctl status")
         assert "a test" in root.do("gsmtpctl search --to you@example.com")
@@ -558,7 +561,7 @@ def test_the_status_page_with_systemd(system: System) -> None:
         status = status.replace("password_file =", "password_file = /etc/gsmtpd.status", 1)
         root.path("/etc/gsmtpd.conf").write_text(f"{before}\n[status]\n{status}")
         root.do("systemctl reload gsmtpd")  # which ends the stream
-        root.do("while systemctl --quiet is-active listens; do :; done")
+        wait_for(lambda: root.show("listens", "ActiveState") != "active")
         assert "401" in root.refuse(f"{ask}/api/status", 22)
         assert root.do(f"{ask}/api/mails --user any:secret").count('"id":') == 1
         root.do("systemctl restart gsmtpd")
