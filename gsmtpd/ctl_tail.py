@@ -7,7 +7,6 @@ import ipaddress
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from gsmtpd.ctl_mail import printable
 from gsmtpd.ctl_why import line_of, row_event
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.finder import Finder
-from gsmtpd.storage.tail import AT_ONCE, Tail
+from gsmtpd.storage.tail import Tail
 
 # As docs/logs.md has them; spooled is accepted, deferred is refused by 4xx.
 RESULTS = (
@@ -195,24 +194,21 @@ class _Stored(_Source):
         self._limit = limit
         self._finder: Finder | None = None
         self._tail: Tail | None = None
-        self._place = ""  # where a new connection goes on
-        self._given: deque[int] = deque(maxlen=AT_ONCE)
 
     def _look(self) -> list[Event]:
-        first = self._tail is None
-        if self._tail is None:
+        if self._finder is None:
             self._finder = make_finder(self._config)
-            self._tail = self._finder.tail(self._place)
-        if first and not self._place and self._limit:
-            found = self._tail.recent(self._limit)
+            if self._tail is not None:
+                self._finder.take_over(self._tail)
+        if self._tail is None and self._limit:
+            tail = self._finder.tail()
+            found = tail.recent(self._limit)
         else:
-            found = self._tail.look()
+            tail = self._tail or self._finder.tail()
+            found = tail.look()
             self.has_more = bool(found)
-        self._place = self._tail.cursor()
-        # Behind a connection that was lost some come once more.
-        new = [mail for mail in found if mail.mail_id not in self._given]
-        self._given.extend(mail.mail_id for mail in new)
-        return [row_event(mail) | {"result": "accepted"} for mail in new]
+        self._tail = tail
+        return [row_event(mail) | {"result": "accepted"} for mail in found]
 
     def _failed(self, why: str) -> None:
         self.close()
@@ -220,8 +216,8 @@ class _Stored(_Source):
         self._say(f"stored mail cannot be read, so only what is refused is shown: {why}")
 
     def close(self) -> None:
-        """Close the connection; the next look makes another."""
-        finder, self._finder, self._tail = self._finder, None, None
+        """Close the connection; the next look makes another, and goes on."""
+        finder, self._finder = self._finder, None
         if finder is not None:
             with suppress(StoreError):
                 finder.close()

@@ -66,7 +66,7 @@ class Arrivals:
         self._tail: Tail | None = None
         self._is_for: Callable[[StoredMail, str], bool]  # the finder's, of whom there are mails
         self._is_more = False
-        self._cursor = ""  # of the tail, should it break
+        self._cursor = ""  # of the tail, behind its last look
         self._waiters: dict[str, set[Waiter]] = {}
         self._readers: set[Reader] = set()
         self._task: asyncio.Task[None] | None = None
@@ -247,8 +247,10 @@ class Arrivals:
             if self._finder is None:
                 self._finder = self._open()
                 self._is_for = self._finder.is_for
+                if self._tail is not None:
+                    self._finder.take_over(self._tail)
             if self._tail is None:
-                self._tail = self._finder.tail(self._cursor)
+                self._tail = self._finder.tail()
             tail = self._tail
             # The waiters as they are once the rows are there: who comes later sees these rows.
             mails = tail.look() if all_of_them else tail.rows_for(self._waiters)
@@ -262,8 +264,8 @@ class Arrivals:
         return mails
 
     def _close(self) -> None:
-        """It broke; the next tail goes on where this one was."""
-        finder, self._finder, self._tail = self._finder, None, None
+        """It broke; the tail goes on over the next."""
+        finder, self._finder = self._finder, None
         if finder is not None:
             with suppress(StoreError):
                 finder.close()
@@ -271,4 +273,5 @@ class Arrivals:
     def _drop(self) -> None:
         """Nobody waits: the next tail begins anew."""
         self._close()
+        self._tail = None
         self._cursor = ""

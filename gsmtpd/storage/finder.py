@@ -51,6 +51,10 @@ class Finder:
         """What comes from now on, or from the `cursor` of another tail. Raises ValueError, too."""
         return Tail(self.reader.rows, after)
 
+    def take_over(self, tail: Tail) -> None:
+        """Have a tail of a Finder that was lost go on with this one."""
+        tail.move(self.reader.rows)
+
     def delete(self, mail_id: int) -> bool:
         """Delete that mail, and what is known of its attachments; whether it was there."""
         mail = self.reader.row(mail_id)

@@ -79,7 +79,7 @@ class Tail:
     """What comes, from now on or from where a tail was whose `cursor` is given. For one thread.
 
     after: "" for now. clock: monotonic seconds. Raises ValueError for what is no cursor, and
-    StoreError, as all methods do, behind which another tail may go on at its `cursor`.
+    StoreError, as all methods do, behind which it may be moved, or another go on at its `cursor`.
     """
 
     def __init__(
@@ -116,6 +116,15 @@ class Tail:
                 last = stretch.first - 1
                 missing = set()
         return say_place(last, missing)
+
+    def move(self, rows: MailRows) -> None:
+        """Go on over another connection: nothing that was given comes again.
+
+        Who knows what was committed while there was none: what is missing is as it was at first.
+        """
+        self._rows = rows
+        for stretch in self._stretches:
+            stretch.born = stretch.due = self._clock()
 
     def recent(self, limit: int) -> list[StoredMail]:
         """The newest `limit` mails, oldest first; no look gives them again."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +17,10 @@ import pytest
 from gsmtpd.faultlab import galera
 from gsmtpd.faultlab.galera import Galera, GaleraNode
 from gsmtpd.faultlab.mysql_proxy import Action, MySQLProxy, Point
-from tests.accounting import Ledger, Load, rows, send, to_several, with_token
+from tests.accounting import RECIPIENT, Ledger, Load, rows, send, to_several, with_token
 from tests.conftest import make_schema
 from tests.servers import Gsmtpd, MissingProgramError, mysql_store, wait_for
+from tests.status_client import Status, with_status
 
 pytestmark = pytest.mark.timeout(600)
 SCHEMA = "mail"
@@ -213,6 +217,94 @@ def test_a_commit_of_a_dead_node_is_found_on_one_that_lags(cluster: Galera) -> N
     stored = [row for row in rows(NodeTable(second)) if row.content == mail.content]
     ledger.check(stored)
     assert ledger.duplicates(stored) == 0
+
+
+class Heard:
+    """The mails that were given to somebody who listens all the time, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.over = threading.Event()
+
+    def wait(self, status: Status, address: str) -> None:
+        """By /api/wait, one after the other."""
+        after: dict[str, str] = {}
+        while not self.over.is_set():
+            said = status.ask("/api/wait", to=address, timeout=1, **after)
+            if said.status != 200:  # as a node dies
+                self.over.wait(0.2)
+                continue
+            after = {"after": said.json["cursor"]}
+            if said.json["mail"]:
+                self.ids.append(said.json["mail"]["id"])
+
+    def read(self, status: Status) -> None:
+        """By /api/stream."""
+        with status.events("/api/stream") as events:
+            while not self.over.is_set():
+                self.ids.append(events.next().data["id"])
+
+    def tail(self, daemon: Gsmtpd) -> None:
+        """By gsmtpctl tail."""
+        command = [sys.executable, "-m", "gsmtpd.ctl", "-c", str(daemon.conf), "tail", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tailing:
+            threading.Thread(target=lambda: self.over.wait() and tailing.terminate()).start()
+            assert tailing.stdout is not None
+            self.ids += (json.loads(line)["mail_id"] for line in tailing.stdout)
+
+
+@contextlib.contextmanager
+def all_heard(daemon: Gsmtpd, status: Status) -> Iterator[tuple[Heard, ...]]:
+    """Who listens to that gsmtpd in the meantime, in each way there is."""
+    heard = waited, streamed, tailed = Heard(), Heard(), Heard()
+    with ThreadPoolExecutor(3) as executor:
+        listening = [
+            executor.submit(waited.wait, status, RECIPIENT),
+            executor.submit(streamed.read, status),
+            executor.submit(tailed.tail, daemon),
+        ]
+        try:
+            while not all(each.ids for each in heard):  # a mail may come before who listens
+                send(daemon.address, with_token())
+                time.sleep(0.2)
+            yield heard
+        finally:
+            for each in heard:
+                each.over.set()
+            send(daemon.address, with_token())  # which wakes who reads the stream
+            for each_one in listening:
+                each_one.result(60)
+
+
+def test_who_listens_hears_of_each_mail_once(cluster: Galera) -> None:
+    """It is stored by two machines on two nodes, whose ids interleave; then one of them dies."""
+    cluster.restore()
+    first, second, _ = cluster.nodes
+    first.query(f"DELETE FROM {SCHEMA}.new_mail")
+    hosts = cluster.hosts, ", ".join(f"127.0.0.1:{node.port}" for node in cluster.nodes[1:])
+    stores = [
+        mysql_store(first, SCHEMA, host=host, user="gsmtpd", password="secret") for host in hosts
+    ]
+    near, port = with_status(stores[0])
+    ledger = Ledger()
+    with (
+        Gsmtpd(near) as here,
+        Gsmtpd(stores[1]) as there,
+        all_heard(here, Status(port)) as heard,
+    ):
+        before = {row.mail_id for row in rows(NodeTable(first))}
+        with (
+            Load(here.address, ledger, pause=0.01) as one,
+            Load(there.address, ledger, pause=0.01) as other,
+        ):
+            one.wait_for(100)
+            first.kill()
+            one.wait_for(100, 60)
+            other.wait_for(100, 60)
+        ids = sorted({row.mail_id for row in rows(NodeTable(second))} - before)
+        for each in heard:
+            wait_for(lambda each=each: {*each.ids} >= {*ids})
+            assert sorted(number for number in each.ids if number not in before) == ids
 
 
 def test_a_machine_without_galera_is_told_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ def test_who_gets_no_turn_is_told(asking: Readers, monkeypatch: pytest.MonkeyPat
         leaving = asyncio.ensure_future(asking.ask(lambda _: asked.append("gone")))
         await asyncio.sleep(0)
         leaving.cancel()
+        await asyncio.wait([leaving])
         over.set()
         assert await asyncio.gather(*hanging) == ["late"] * 2  # they have begun
         await asking.ask(lambda _: asked.append("well again"))

@@ -224,6 +224,29 @@ def test_it_goes_on_in_a_cluster(mysql: MailTable, finder: Finder, clock: Clock)
     assert {*given} - {late} <= {*before, *after}
 
 
+def test_it_moves_in_a_cluster(mysql: MailTable, finder: Finder, clock: Clock) -> None:
+    """Nothing comes twice, and what shows late is waited for as by who begins."""
+    first, second = as_node(mysql, 1), as_node(mysql, 2)
+    tail = Tail(finder.reader.rows, clock=clock)
+    before = [mysql.insert(on=first) for _ in range(200)]
+    mysql.execute("BEGIN", on=second)
+    late = mysql.insert(on=second)
+    before.append(mysql.insert(on=first))
+    assert looked(tail) == before
+    finder.close()
+    clock.now += 2 * SETTLED
+    after = mysql.insert(on=first)
+    other = mysql.finder()
+    other.take_over(tail)
+    assert looked(tail) == [after]
+    mysql.execute("COMMIT", on=second)
+    clock.now += 2.0
+    assert looked(tail) == [late]
+    other.close()
+    first.close()  # type: ignore[attr-defined]
+    second.close()  # type: ignore[attr-defined]
+
+
 def test_a_jump_of_the_ids(mysql: MailTable, finder: Finder, clock: Clock) -> None:
     tail = Tail(finder.reader.rows, clock=clock)
     mysql.insert(mail_id=2**62)
