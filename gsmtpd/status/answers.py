@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gsmtpd.control import ControlError
 from gsmtpd.storage.base import StoreError
-from gsmtpd.storage.reader import UnreadableError
+from gsmtpd.storage.reader import BodyStoreAwayError, UnreadableError
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except WrongError as error:
         return sorry(error.status, str(error))
+    except BodyStoreAwayError as error:
+        return sorry(503, str(error))
     except UnreadableError as error:
         return sorry(410, str(error))
     except StoreError as error:

@@ -197,7 +197,7 @@ _ERRORS = {
     405: "not by this method",
     410: "the octets of the mail are gone",
     429: "too many wrong passwords",
-    503: "the database or the master does not answer",
+    503: "the database, the body store or the master does not answer",
 }
 JSON, EVENTS, PLAIN = "application/json", "text/event-stream", "text/plain"
 

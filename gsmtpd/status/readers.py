@@ -47,7 +47,7 @@ class Readers:
                 raise StoreError(f"no turn within {TURN_WITHIN:g} s: others still wait for answers")
             return await answer
         finally:
-            answer.cancel()  # of a client that is gone; who has begun goes on
+            asked.cancel()  # of a client that is gone; who has begun goes on
 
     async def work(self, doing: Callable[[], Found]) -> Found:
         """What takes a while, of the processor alone, in one of the threads."""

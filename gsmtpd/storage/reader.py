@@ -11,8 +11,8 @@ from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.mail_rows import MOST_ID, MailRows, StoredMail, octets_of, text_of
 
 __all__ = [
-    "Bodies", "MailReader", "SQLReader", "Selection", "StoredAttachment", "StoredMail",
-    "UnreadableError",
+    "Bodies", "BodyStoreAwayError", "MailReader", "SQLReader", "Selection", "StoredAttachment",
+    "StoredMail", "UnreadableError",
 ]  # fmt: skip
 
 _ENDS = ("MIN", "MAX")
@@ -25,6 +25,10 @@ _BODY_STORES = ("redis", "memcached")
 
 class UnreadableError(StoreError):
     """The octets of this one mail cannot be had; those of others may."""
+
+
+class BodyStoreAwayError(UnreadableError):
+    """The body store that has them does not answer: they may be had later."""
 
 
 class StoredAttachment(NamedTuple):
@@ -270,7 +274,7 @@ class SQLReader:
         try:
             octets = self._bodies.get(mail.hash)
         except StoreError as error:
-            raise UnreadableError(f"mail {mail.mail_id}: {error}") from error
+            raise BodyStoreAwayError(f"mail {mail.mail_id}: {error}") from error
         if octets is None:
             raise UnreadableError(
                 f"mail {mail.mail_id}: its bytes were kept in {where} for its ttl, and are gone"

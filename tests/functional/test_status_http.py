@@ -15,11 +15,12 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from tests.accounting import Client, Mail, send, table_of
+from tests.accounting import Client, Mail, send, simple, table_of
 from tests.conftest import make_schema
 from tests.servers import (
     Gsmtpd,
     MariaDB,
+    Redis,
     ServerError,
     environment,
     free_port,
@@ -204,6 +205,19 @@ def test_the_database_is_away() -> None:
             database.start()
             wait_for(lambda: status.ask("/readyz").status == 200)
             assert status.ask("/api/mails").status == 200
+
+
+def test_the_body_store_is_away_or_has_forgotten() -> None:
+    with Redis() as redis:
+        body = {"backend": "redis", "address": f"127.0.0.1:{redis.port}", "ttl": "1h"}
+        with served({"store": {"body": body}}) as (daemon, status):
+            raw = f"/api/mails/{stored(daemon, simple('x').content)}/raw"
+            assert status.ask(raw).status == 200
+            assert redis.ask("FLUSHALL") == "+OK"
+            assert status.ask(raw).status == 410
+            redis.stop()
+            assert status.ask(raw).status == 503
+            assert status.ask(raw.removesuffix("/raw")).json["unreadable"].startswith("mail 1: ")
 
 
 def test_the_database_hangs() -> None:
