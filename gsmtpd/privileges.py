@@ -134,10 +134,13 @@ def check_secret(path: str, identity: Identity) -> None:
     allowed = stat.S_IRGRP if by_group else 0
     if mode & (stat.S_IRGRP | stat.S_IROTH) & ~allowed:
         who = "everybody" if mode & stat.S_IROTH else "its group"
-        cure = "640" if by_group else "600"
+        cure = f"chmod 640 {path}"
+        if status.st_uid == identity.uid:
+            cure = f"chmod 600 {path}"
+        elif not by_group:  # who serves has to read it, too
+            cure = f"chgrp {identity.group} {path} && {cure}"
         raise PrivilegeError(
-            f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with:"
-            f" chmod {cure} {path}"
+            f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with: {cure}"
         )
 
 

@@ -183,8 +183,10 @@ def test_inheritable_capabilities_go_as_well() -> None:
         (0, OUR_GROUP, 0o600, None),
         (0, OUR_GROUP, 0o644, "640"),
         (0, OUR_GROUP, 0o604, "640"),
-        (0, STRANGER, 0o640, "600"),
-        (0, 0, 0o640, "600"),
+        # root's, and we would not get at it any more
+        (0, STRANGER, 0o640, "640 to our group"),
+        (0, 0, 0o640, "640 to our group"),
+        (0, 0, 0o644, "640 to our group"),
         (0, 0, 0o600, None),
         # ours: our group is others
         (US, OUR_GROUP, 0o600, None),
@@ -213,8 +215,12 @@ def test_who_may_read_a_secret(
     assert said.startswith(f"{path}: holds a password, and ")
     assert ("everybody" if mode & 0o004 else "its group") in said
     assert f"mode {mode:04o}" in said
-    assert said.endswith(f"chmod {cure} {path}")
-    path.chmod(int(cure, 8))
+    new, _, to_us = cure.partition(" ")
+    first = f"chgrp mail {path} && " if to_us else ""
+    assert said.endswith(f"cure it with: {first}chmod {new} {path}")
+    if to_us:
+        os.chown(path, -1, OUR_GROUP)
+    path.chmod(int(new, 8))
     check_secret(str(path), IDENTITY)
 
 
