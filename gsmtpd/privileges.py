@@ -140,7 +140,8 @@ def check_secret(path: str, identity: Identity) -> None:
         elif not by_group:  # who serves has to read it, too
             cure = f"chgrp {identity.group} {path} && {cure}"
         raise PrivilegeError(
-            f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with: {cure}"
+            f"{path}: holds a password, and {who} can read it (mode {mode:04o}); cure it with:"
+            f" {cure}"
         )
 
 

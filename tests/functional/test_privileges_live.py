@@ -371,12 +371,17 @@ def test_a_directory_further_below_run(below_run: Path) -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
-def cured(server: Gsmtpd, path: Path, cure: str) -> None:
+def own_group() -> str:
+    """The group of who serves."""
+    return grp.getgrgid(nobody().pw_gid).gr_name
+
+
+def cured(server: Gsmtpd, path: Path, group: str = "") -> None:
     """It does not start; but it does after it has been done as it says."""
     said = refused(server, 78, f"{path}: holds a password, and everybody can read it", "-n")
     refused(server, 78, f"{path}: holds a password", "-t")
     command = said.strip().rpartition("cure it with: ")[2]
-    assert command == f"chmod {cure} {path}"
+    assert command == (f"chgrp {group} {path} && " if group else "") + f"chmod 640 {path}"
     subprocess.run(command, shell=True, check=True)
     with server:
         assert send(server.address, with_token())[0].code == 250
@@ -385,14 +390,14 @@ def cured(server: Gsmtpd, path: Path, cure: str) -> None:
 def test_a_password_that_everybody_can_read() -> None:
     server = Nobodys(SECRET)
     server.conf.chmod(0o644)
-    cured(server, server.conf, "600")
+    cured(server, server.conf, own_group())
 
 
 def test_a_password_that_everybody_can_read_beside_a_group_that_must() -> None:
     server = Nobodys(SECRET)
     os.chown(server.conf, 0, nobody().pw_gid)
     server.conf.chmod(0o644)
-    cured(server, server.conf, "640")
+    cured(server, server.conf)
 
 
 def test_a_password_in_a_file_of_its_own() -> None:
@@ -402,7 +407,7 @@ def test_a_password_in_a_file_of_its_own() -> None:
     password.chmod(0o644)
     server.conf.chmod(0o644)
     server.configure({"store": {"mysql": {"password_file": password}}})
-    cured(server, password, "600")
+    cured(server, password, own_group())
 
 
 def test_a_password_that_a_group_can_read() -> None:
