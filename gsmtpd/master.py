@@ -229,7 +229,9 @@ class Master:
     # Signals
 
     def _take_signals(self) -> None:
-        for number in self._signals.take():
+        # A worker that was told to end together with us (as systemd does) is not to be replaced: of
+        # two signals that wait the kernel runs the handler of the greater, SIGCHLD, first.
+        for number in sorted(self._signals.take(), key=signal.SIGCHLD.__eq__):
             if number == signal.SIGCHLD:
                 self._workers.reap()
             elif number == signal.SIGHUP:

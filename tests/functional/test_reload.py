@@ -779,6 +779,21 @@ def a_session_outlives_many_reloads() -> None:
         assert server.stop() == 0
 
 
+def a_stop_of_all_processes_at_once_restarts_none() -> None:
+    """As systemd stops a service."""
+    with Gsmtpd({"server": {"processes": 2}}) as server:
+        workers = server.workers
+        freeze(server.pid)
+        for pid in (server.pid, *workers):
+            os.kill(pid, signal.SIGTERM)
+        for pid in workers:
+            stat = Path(f"/proc/{pid}/stat")
+            wait_for(lambda stat=stat: ") Z " in stat.read_text())
+        os.kill(server.pid, signal.SIGCONT)
+        assert server.stop() == 0
+        assert not lines(server, "starting another")
+
+
 SLOW: tuple[Slow, ...] = (
     new_workers_that_die_change_nothing,
     a_worker_that_dies_at_once_is_tried_again_more_and_more_rarely,
@@ -791,6 +806,7 @@ SLOW: tuple[Slow, ...] = (
     the_command_line_stays_in_force,
     relative_paths_mean_the_same_after_a_reload,
     a_session_outlives_many_reloads,
+    a_stop_of_all_processes_at_once_restarts_none,
 )
 
 
