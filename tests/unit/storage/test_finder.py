@@ -138,10 +138,16 @@ def test_no_host_is_tried_by_who_has_given_up(
 ) -> None:
     """A Finder is made anew again and again while the database is away."""
     away = configured(tmp_path, mysql_store(mariadb, schema, host=f"127.0.0.1:{free_port()}"))
+    before = set(threading.enumerate())  # with those of other tests
     for _ in range(5):
         with pytest.raises(StoreError, match="no database server answers"):
             make_finder(away)
-    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("probe-")])
+    wait_for(lambda: not [t for t in new_since(before) if t.name.startswith("probe-")])
+
+
+def new_since(before: set[threading.Thread]) -> set[threading.Thread]:
+    """The threads that were started since then."""
+    return set(threading.enumerate()) - before
 
 
 def test_an_older_file_gets_indexes(tmp_path: Path) -> None:
