@@ -45,7 +45,7 @@ def make_application(parts: Parts, ending: Ending, heard: Heard) -> web.Applicat
     async def close(_: web.Application) -> None:
         readers.close()
         look.close()
-        arrivals.close()
+        await arrivals.close()
 
     async def prepare(_: web.Request, response: web.StreamResponse) -> None:
         guard(response)

@@ -22,6 +22,7 @@ LOOK = 1.0  # seconds between two looks at most: for mail that another machine h
 LINGER = 2.0  # seconds that it goes on looking when nobody waits: they come again
 _AFTER_TROUBLE = 0.5  # seconds
 LATE = 2.0  # seconds behind which a database counts as one that does not answer
+_CLOSE_WITHIN = 1.0  # seconds that the database has to end a query
 _SWEEP = 5.0  # seconds between two looks for waiters whose client is gone
 Done = TypeVar("Done")
 
@@ -143,8 +144,11 @@ class Arrivals:
         for reader in [*self._readers]:
             reader.end()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_CLOSE_WITHIN)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _all_waiters(self) -> list[Waiter]:
@@ -163,7 +167,7 @@ class Arrivals:
     async def _look_on(self) -> None:
         assert self._begun is not None
         idle_since = time.monotonic()
-        while self._waiters or self._readers or time.monotonic() - idle_since < LINGER:
+        while self._waiters or self._readers or self._lingers(idle_since):
             if self._waiters or self._readers:
                 idle_since = time.monotonic()
             listening, self._listening = self._listening, []
@@ -183,6 +187,9 @@ class Arrivals:
             await asyncio.sleep(REST if self._waiters else REST_OF_STREAMS)
             if not self._is_more:
                 await self._wait_for_more()
+
+    def _lingers(self, idle_since: float) -> bool:
+        return not self._has_ended and time.monotonic() - idle_since < LINGER
 
     def _go_on_after(self, error: StoreError, listening: list[asyncio.Future[str]]) -> bool:
         """Tell who must know of it; whether to look again."""

@@ -22,6 +22,7 @@ BEAT = 1.0  # seconds
 START_WITHIN = 10.0
 STOP_WITHIN = 2.0
 RETIRE_WITHIN = 60.0  # for those who fetch something large slowly
+LAST_ANSWERS = 1.0  # seconds in which who asks again hears that the connection ends with the answer
 _BACKLOG = 4096  # the kernel takes as many as net.core.somaxconn allows
 
 
@@ -75,7 +76,7 @@ class StatusServer:
 
     def retire(self) -> None:
         """Accept nobody more; who waits hears that nothing has come."""
-        self._finish(RETIRE_WITHIN)
+        self._finish(RETIRE_WITHIN, LAST_ANSWERS)
 
     @property
     def idle(self) -> bool:
@@ -84,7 +85,7 @@ class StatusServer:
 
     def stop(self) -> None:
         """End now."""
-        self._finish(STOP_WITHIN)
+        self._finish(STOP_WITHIN, 0.0)
         self._ended.wait(STOP_WITHIN + 1)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(1.0)
@@ -125,16 +126,21 @@ class StatusServer:
         self._row[Counter.BEATS] += 1
         self._loop.call_later(BEAT, self._beat)
 
-    def _finish(self, within: float) -> None:
-        self._call(self._end(within))
+    def _finish(self, within: float, rest: float) -> None:
+        self._call(self._end(within, rest))
 
-    async def _end(self, within: float) -> None:
+    async def _end(self, within: float, rest: float) -> None:
+        """End within so many seconds. rest: those in which connections may still be used."""
         for server in self._servers:
             server.close()
         if not self._ending.begun:
             self._ending.begin()
+        await asyncio.sleep(rest)
         runner = self._runner
         if runner is not None and runner.server is not None:
+            # `shutdown` alone waits for those that rest, too, and hears none of them any more.
+            for each in runner.server.connections:
+                each.close()
             with suppress(Exception):
                 await runner.server.shutdown(within)
             await runner.cleanup()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from email.message import EmailMessage
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pymysql
@@ -257,7 +260,7 @@ def test_the_database_ends_idle_connections() -> None:
                 for (number,) in database.query(
                     "SELECT id FROM information_schema.processlist WHERE db = 'idle'"
                 ):
-                    with contextlib.suppress(pymysql.Error):  # it has gone by itself
+                    with suppress(pymysql.Error):  # it has gone by itself
                         database.query(f"KILL {number}")
 
 
@@ -280,7 +283,7 @@ def worker_of(daemon: Gsmtpd) -> int:
 
 def answers(status: Status) -> bool:
     """Whether somebody answers there."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return status.ask("/healthz").status == 200
     return False
 
@@ -301,12 +304,65 @@ def test_a_reload_turns_it_on_moves_it_and_turns_it_off() -> None:
         wait_for(lambda: worker_of(daemon) == 0)
 
 
+def test_connections_that_last_over_a_reload() -> None:
+    """Who asks again hears it, and that it was the last answer; who rests is hung up on."""
+    long = "import gsmtpd.status.server as server\nserver.LAST_ANSWERS = 3.0"
+    with served(before=long) as (daemon, status), ExitStack() as stack:
+        resting, asking = (
+            stack.enter_context(closing(HTTPConnection("127.0.0.1", status.port, timeout=20)))
+            for _ in range(2)
+        )
+        listening = stack.enter_context(status.events("/api/stream"))
+        while not listening.id:
+            listening.step()
+        for each in (resting, asking):
+            assert asked(each) == (200, None)
+        before = worker_of(daemon)
+        daemon.ctl("reload")
+        assert asked(asking) == (200, "close")
+        assert resting.sock.recv(1) == b""
+        wait_for(lambda: not Path(f"/proc/{before}").exists(), 30)
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def test_many_who_ask_over_reloads_are_answered() -> None:
+    with served() as (daemon, status), ThreadPoolExecutor(6) as executor:
+        over = threading.Event()
+
+        def ask(path: str) -> int:
+            answers = 0
+            while not over.is_set():
+                with (
+                    closing(HTTPConnection("127.0.0.1", status.port, timeout=20)) as connection,
+                    suppress(HTTPException, ConnectionError),  # it was just hung up on
+                ):
+                    while not over.is_set() and asked(connection, path)[1] is None:
+                        answers += 1
+            return answers
+
+        wait = "/api/wait?to=you@example.com&timeout=0.05"
+        asking = [executor.submit(ask, path) for path in 3 * ["/healthz", wait]]
+        for _ in range(4):
+            daemon.ctl("reload")
+        over.set()
+        assert all(each.result() for each in asking)
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def asked(connection: HTTPConnection, path: str = "/healthz") -> tuple[int, str | None]:
+    """The status of the answer, and what it says of the connection."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status, answer.getheader("Connection")
+
+
 def test_who_says_nothing_is_hung_up_on() -> None:
     quick = "import gsmtpd.status.guests as guests\nguests.HEAD_WITHIN = 0.3"
     with served(before=quick) as (_, status):
         address = ("127.0.0.1", status.port)
         for said in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-"):
-            gone = contextlib.suppress(ConnectionResetError)
+            gone = suppress(ConnectionResetError)
             with socket.create_connection(address, 30) as slow, gone:
                 slow.sendall(said)
                 assert slow.recv(1) == b""
@@ -317,7 +373,7 @@ def test_who_says_nothing_is_hung_up_on() -> None:
 
 def test_too_many_connections() -> None:
     few = "import gsmtpd.status.guests as guests\nguests.MAX_CONNECTIONS = 3"
-    with served(before=few) as (_, status), contextlib.ExitStack() as stack:
+    with served(before=few) as (_, status), ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(socket.create_connection(("127.0.0.1", status.port), 30))
         wait_for(lambda: status.ask("/healthz").status == 503)
@@ -346,7 +402,7 @@ def test_too_many_connections() -> None:
 )
 def test_what_is_no_good_request(running: tuple[Gsmtpd, Status], octets: bytes) -> None:
     daemon, status = running
-    gone = contextlib.suppress(ConnectionError)
+    gone = suppress(ConnectionError)
     with socket.create_connection(("127.0.0.1", status.port), 30) as client, gone:
         client.sendall(octets)
         client.shutdown(socket.SHUT_WR)
