@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import mimetypes
+import os
 import re
 import sys
 import time
@@ -208,7 +209,7 @@ def _save(content: bytes, number: int, output: str | None) -> None:
     name, file = _new_file(names)
     with file:
         file.write(octets)
-    print(f"saved {len(octets)} bytes as {name}")
+    print(f"saved {len(octets)} bytes as {os.path.abspath(name)}")
 
 
 def _new_file(names: Iterable[str]) -> tuple[str, BinaryIO]:

@@ -180,7 +180,7 @@ def test_an_attachment_is_saved(shown: tuple[Gsmtpd, str], tmp_path: Path) -> No
     (tmp_path / "p i c-1.png").symlink_to(tmp_path / "target")
     for name in ("p i c.png", "p i c-2.png"):
         done = run(daemon, "show", number, "--attachment", "1", code=0, directory=tmp_path)
-        assert done.stdout.decode() == f"saved 1024 bytes as {name}\n"
+        assert done.stdout.decode() == f"saved 1024 bytes as {tmp_path / name}\n"
         assert (tmp_path / name).read_bytes() == PICTURE
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     for which, name in (("2", "attachment-2.pdf"), ("3", "rf")):

@@ -1,4 +1,4 @@
-"""Does scripts/run say what is so, when it is so?"""
+"""Does scripts/run say what is so, when it is so, and does scripts/gsmtpctl find its files?"""
 
 from __future__ import annotations
 
@@ -113,3 +113,23 @@ def test_a_wish_that_cannot_be_met_is_named(tmp_path: Path) -> None:
     said = clone.said.read_text()
     assert "gsmtpd: GSMTPD_STATUS_LISTEN: [status] listen: needs aiohttp; install" in said
     assert os.fspath(clone.path / "etc") not in said
+
+
+def test_gsmtpctl_takes_names_from_where_its_user_is(clone: Clone, tmp_path: Path) -> None:
+    def ctl(*arguments: str) -> str:
+        done = subprocess.run(
+            [clone.path / "scripts/gsmtpctl", *arguments], cwd=elsewhere, env=clone.environment,
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return done.stdout.decode()
+
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    (elsewhere / "mail").write_bytes(
+        b"Content-Type: image/png\nContent-Disposition: attachment; filename=a.png\n\nx\n"
+    )
+    ctl("init-db", "--apply")
+    ctl("import", "--to", "bob@example.com", "mail")
+    assert ctl("show", "1", "--attachment", "1") == f"saved 3 bytes as {elsewhere}/a.png\n"
+    ctl("export", "all.mbox")
+    assert sorted(os.listdir(elsewhere)) == ["a.png", "all.mbox", "mail"]
