@@ -261,6 +261,34 @@ def test_a_server_that_is_away_is_told_of_until_it_is_back(site: Site) -> None:
         wait_for(lambda: "meanwhile" in subjects(browser), 30)
 
 
+GREY = """
+  const dot = getComputedStyle(document.querySelector('#problems li'), '::before').backgroundColor;
+  return dot === getComputedStyle(document.getElementById('server')).color;
+"""
+
+
+def test_nothing_is_said_of_now_while_nobody_answers(site: Site) -> None:
+    browser = site.browser
+    site.view("live")
+    browser.wait("document.title === 'gsmtpd: all is well'")
+    browser.wait("/mail/.test(document.getElementById('sentence').textContent)")
+    assert not browser.run(GREY)
+    site.daemon.stop()
+    browser.wait(LOST)
+    assert browser.driver.title == "gsmtpd: no contact"
+    assert browser.text("#problems") == "Whether anything is wrong is not known."
+    assert browser.run(GREY)
+    assert browser.text("#sentence").startswith("The server last answered at 2")
+    choose(browser, 3600)  # draws again
+    assert browser.text("#sentence").startswith("The server last answered at 2")
+    site.daemon.start()
+    browser.wait("document.title === 'gsmtpd: all is well'", seconds=30)
+    browser.wait("/mail/.test(document.getElementById('sentence').textContent)")
+    assert browser.text("#problems") == "Nothing is wrong."
+    browser.run("localStorage.clear()")
+    assert only_unreachable(browser)
+
+
 def test_a_server_that_says_nothing_is_noticed(site: Site) -> None:
     browser = site.browser
     with watched(site):

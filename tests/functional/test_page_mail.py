@@ -128,7 +128,7 @@ def links(site: Site, text: str) -> list[list[str]]:
     site.view(f"mail/{number}")
     wait_for(lambda: "The end." in browser.text("#panel"))
     shown = browser.run("return document.querySelector('#panel pre').textContent")
-    assert shown.replace("\n", "\r\n").startswith(text)
+    assert shown.replace("\n", "\r\n").startswith(text.replace("\u202e", "·"))
     found: list[list[str]] = browser.run(LINKS)
     return found
 
@@ -190,6 +190,22 @@ def test_very_many_names_do_not_keep_the_page_busy(site: Site) -> None:
     name = "http://a.example/" + ")" * 200
     found = links(site, "\r\n".join([name] * 1100))
     assert found == [["http://a.example/", "http://a.example/"]] * 1000
+
+
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@pytest.mark.parametrize("tab", ["text", "raw"])
+def test_nothing_turns_text_round(site: Site, tab: str) -> None:
+    """What only settles a direction is seen; words of any direction stay as they are."""
+    browser = site.browser
+    words = ["שלום, עולם 123", "مرحبا (بالعالم)", "\tjust so"]
+    number = site.send(mail("turned", "\r\n".join([f"pay{TURNING}001", *words])))
+    site.view(f"mail/{number}")
+    browser.wait(f"document.getElementById('tab-{tab}')").click()
+    wait_for(lambda: "just so" in browser.text(f"#panel[data-way={tab}] pre"))
+    shown = browser.run("return document.querySelector('#panel pre').textContent")
+    assert shown.rstrip().split("\n")[-4:] == [f"pay{'·' * len(TURNING)}001", *words]
 
 
 # ---- HTML ----------------------------------------------------------------------------------------

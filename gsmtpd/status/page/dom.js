@@ -38,11 +38,15 @@ export function wrapped(text) {
 
 // Control characters would be invisible, and those of direction would have it read otherwise.
 // eslint-disable-next-line no-control-regex
-const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 export function printable(text) {
   return String(text ?? "").replace(INVISIBLE, "\u00b7");
 }
+
+// The same for text of many lines, which has tabs, too.
+export const printableLines = (text) =>
+  text.replace(INVISIBLE, (one) => (one === "\n" || one === "\t" ? one : "\u00b7"));
 
 // A table of rows of cells. columns: [title, properties of its cells].
 export function table(caption, columns, rows, nothing) {

@@ -1,7 +1,7 @@
 // What does one mail say? Its text, its HTML in a frame that may do nothing, headers, and files.
 
 import { asked, fetched } from "./api.js";
-import { byId, element, printable, quoted, table } from "./dom.js";
+import { byId, element, printable, printableLines, quoted, table } from "./dom.js";
 import { joined, many, octets, when } from "./format.js";
 import { linked } from "./links.js";
 
@@ -161,7 +161,7 @@ async function raw(mail) {
   const cut = `These are the first ${joined(octets(RAW))} of ${whole}.`;
   return element("div", {},
     isCut ? element("p", { class: "quiet" }, cut) : null,
-    element("pre", { class: "raw" }, head));
+    element("pre", { class: "raw" }, printableLines(head)));
 }
 
 // ---- deleting ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // Where does plain text name pages of the web? Strangers wrote it: what is no such name stays text.
 
-import { element } from "./dom.js";
+import { element, printableLines } from "./dom.js";
 
 const MOST = 1000; // links of one mail; those behind are text
 const LONGEST = 2000; // characters; what is longer is text
@@ -9,7 +9,7 @@ const NAME = /\bhttps?:\/\/[^\s<>"`{}|\\^\p{Cc}\p{Cf}]+/giu;
 const END = ".,;:!?'*_~\u2019\u201d\u00bb\u2026"; // these end a sentence rather than a name
 const PAIRS = { ")": "(", "]": "[" };
 
-// The text as nodes: text, and links that tell the page they lead to nothing of this one.
+// The text as printable nodes: text, and links that tell the page they lead to nothing of this one.
 export function linked(text) {
   const nodes = [];
   let done = 0;
@@ -18,12 +18,12 @@ export function linked(text) {
     const said = name.length > LONGEST ? "" : withoutEnd(name);
     const url = parsed(said);
     if (!url) continue;
-    nodes.push(text.slice(done, index), element("a", {
+    nodes.push(printableLines(text.slice(done, index)), element("a", {
       href: url.href, target: "_blank", rel: "noopener noreferrer nofollow",
     }, said));
     done = index + said.length;
   }
-  return [...nodes, text.slice(done)];
+  return [...nodes, printableLines(text.slice(done))];
 }
 
 // Without what ends the sentence, or the bracket around it: (as in "see …/a_(b)).").

@@ -2,7 +2,7 @@
 
 import { Stream, again, asked } from "./api.js";
 import { byId, element, say, table, wrapped } from "./dom.js";
-import { clock, count, delay, joined, lasting, many, octets, rate } from "./format.js";
+import { clock, count, delay, joined, lasting, many, octets, rate, when } from "./format.js";
 import { facts, problemsOf } from "./facts.js";
 import { Recorder } from "./plot.js";
 import { STEPS, Samples } from "./samples.js";
@@ -22,6 +22,8 @@ let isChosen = false; // by a person
 let status = null;
 let recorder = null;
 let isStale = true; // there is a gap behind the last sample
+let problems = null; // what is wrong, each in a sentence; null before it is known
+let isLost = false; // nobody answers: what was known is old
 
 const short = (value) => Number(value.toPrecision(3)).toLocaleString("en");
 const column = (name) => (row) => row[name];
@@ -152,8 +154,12 @@ function remember() {
 function draw() {
   recorder.show(samples.shown(span), span);
   const lately = now();
-  if (lately) say(byId("sentence"), sentence(lately));
+  if (isLost) say(byId("sentence"), lastHeard());
+  else if (lately) say(byId("sentence"), sentence(lately));
 }
+
+const lastHeard = () => (samples.last
+  ? `The server last answered at ${when(samples.last.time)}.` : "The server has not answered yet.");
 
 function sentence(row) {
   if (status?.state === "stopping") return "The server is stopping: it takes no new mail.";
@@ -167,23 +173,42 @@ async function lookAtStatus() {
   try {
     status = await asked("api/status");
   } catch (error) {
-    showProblems([error.message]);
+    problems = [error.message];
+    showProblems();
     return;
   }
   const since = lasting(Date.now() / 1000 - status.began);
   say(byId("server-facts"), `version ${status.version}, up ${since}`);
-  showProblems(problemsOf(status));
+  problems = problemsOf(status);
+  showProblems();
   byId("facts").replaceChildren(...facts(status));
 }
 
-function showProblems(problems) {
+function showProblems() {
   const list = byId("problems");
-  const texts = problems.length ? problems : ["Nothing is wrong."];
+  const [tone, said, texts] = verdict();
   if ([...list.children].map((item) => item.textContent).join("\n") === texts.join("\n")) return;
-  list.className = problems.length ? "bad" : "good";
+  list.className = tone;
   list.replaceChildren(...texts.map((text) => element("li", {}, text)));
-  const said = problems.length ? many(problems.length, "problem") : "all is well";
-  document.title = `gsmtpd: ${said}`;
+  document.title = said ? `gsmtpd: ${said}` : "gsmtpd";
+}
+
+// [class of the list, what the title says, sentences].
+function verdict() {
+  if (isLost) return ["unknown", "no contact", ["Whether anything is wrong is not known."]];
+  if (!problems) return ["unknown", "", []];
+  if (problems.length) return ["bad", many(problems.length, "problem"), problems];
+  return ["good", "all is well", ["Nothing is wrong."]];
+}
+
+// From now on somebody answers, or nobody: then nothing is said of now.
+export function contact(isThere) {
+  if (isLost === !isThere) return;
+  isLost = !isThere;
+  problems = null; // what was wrong before may be mended
+  showProblems();
+  if (isThere) lookAtStatus(); // and the next sample draws
+  else draw();
 }
 
 async function lookAtSessions() {

@@ -33,11 +33,13 @@ function connection(isThere) {
     clearTimeout(timer);
     timer = null;
     line.hidden = true;
+    live.contact(true);
   }
   else {
     timer ??= setTimeout(() => {
       line.hidden = false;
       say(line, "The server does not answer. What you see is old; it is asked again and again.");
+      live.contact(false);
     }, OFFLINE_AFTER);
   }
 }
