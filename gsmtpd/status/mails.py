@@ -31,11 +31,11 @@ LIMIT = 50
 MAX_LIMIT = 500
 _ID = "/api/mails/{id:[0-9]{1,19}}"
 _WANTED = {
-    "to": parameters.text,
+    "to": parameters.recipient,
     "from": parameters.text,
     "subject": parameters.text,
     "text": parameters.text,
-    "domain": parameters.text,
+    "domain": parameters.domain,
     "since": moment,
     "until": moment,
 }

@@ -152,13 +152,14 @@ _NUMBER = {
     "description": "the number of an attachment, from 1",
     "schema": {"type": "integer", "minimum": 1, "maximum": 9999},
 }
-_TO = "the address of the recipient, or of the mailbox; without regard to capitals"
+_TO = "the address of the recipient, or of the mailbox, as a@b or <a@b>; capitals do not count"
+_DOMAIN = "of the recipient or of the mailbox, as example.com or @example.com"
 _LIST = [
     _query("to", _SAID, _TO),
     _query("from", _SAID, "part of the address in From or of the reverse-path"),
     _query("subject", _SAID, "part of the subject"),
     _query("text", _SAID, "part of the text"),
-    _query("domain", _SAID, "of the recipient or of the mailbox"),
+    _query("domain", _SAID, _DOMAIN),
     _query("since", _MOMENT, "the first moment that counts; a time, or an age"),
     _query("until", _MOMENT, "the first moment that does not; likewise"),
     _query("limit", _number(1, MAX_LIMIT, LIMIT), "mails of a page, at most"),
@@ -177,7 +178,7 @@ _WAIT = [
 ]
 _STREAM = [
     _query("to", _SAID, _TO),
-    _query("domain", _SAID, "of the recipient or of the mailbox"),
+    _query("domain", _SAID, _DOMAIN),
     _query("after", _ALL_MAIL, "the id of an event; as Last-Event-ID"),
     _query(
         "most",

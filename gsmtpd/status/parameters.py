@@ -15,6 +15,7 @@ MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section
 MAX_CURSOR = 2000  # of a cursor
 MAX_ID = (1 << 63) - 1
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?(e-[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
+_IN_BRACKETS = re.compile(r"<(.+@.+)>", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 Check = Callable[[str], Any]
@@ -65,9 +66,20 @@ def text(value: str) -> str:
     return value
 
 
+def recipient(value: str) -> str:
+    """An address, as a@b or <a@b>: without the brackets."""
+    found = _IN_BRACKETS.fullmatch(text(value))
+    return found[1] if found else value
+
+
 def address(value: str) -> str:
-    """An address that mail may come for."""
-    return mailable(text(value))
+    """An address that mail may come for, likewise."""
+    return mailable(recipient(value))
+
+
+def domain(value: str) -> str:
+    """A domain, as b or @b: without the @."""
+    return text(value).removeprefix("@") or value
 
 
 def cursor(value: str) -> str:

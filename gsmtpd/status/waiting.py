@@ -47,8 +47,8 @@ _WAIT = {
     "timeout": parameters.seconds(MAX_TIMEOUT),
 }
 _STREAM = {
-    "to": parameters.text,
-    "domain": parameters.text,
+    "to": parameters.recipient,
+    "domain": parameters.domain,
     "after": _place,
     "most": parameters.number(1, MOST),
 }

@@ -50,6 +50,22 @@ def test_an_address(text: str) -> None:
     assert parameters.address(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("<a@b>", "a@b"), ('<"a>b"@c>', '"a>b"@c'), ("<a@b", "<a@b"), ("<@>", "<@>")],
+)
+def test_an_address_in_brackets(text: str, meant: str) -> None:
+    assert parameters.recipient(text) == parameters.address(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("example.com", "example.com"), ("@example.com", "example.com"), ("@", "@")],
+)
+def test_a_domain(text: str, meant: str) -> None:
+    assert parameters.domain(text) == meant
+
+
 @pytest.mark.parametrize("text", ["0", "30", "0.5", "299.99999999999999", "1e-05", "300"])
 def test_seconds(text: str) -> None:
     assert parameters.seconds(300)(text) == float(text)
