@@ -102,8 +102,8 @@ def test_killed_and_reloaded_and_stopped_under_load(
     with Source(daemon.address, 20) as source:
         with Load(daemon.address, ledger, make=to_several) as load:
             for _ in every_second(SECONDS):
-                workers = daemon.look()
-                killed.append(random.choice(workers))
+                wait_for(daemon.look)  # one that died young is replaced a little later
+                killed.append(random.choice(daemon.look()))
                 os.kill(killed[-1], signal.SIGKILL)
             load.wait_for(100)
             acknowledged = len(ledger.acknowledged)
