@@ -10,6 +10,10 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from gsmtpd.status.answers import sorry
+from gsmtpd.status.headers import guard
 
 MAX_CONNECTIONS = 2000
 HEAD_WITHIN = 10.0  # seconds that a new connection has to send its first request
@@ -20,6 +24,7 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b'Content-Length: 46\r\n\r\n{"error": "too many connections; try later."}\n'
 )
+_UNREADABLE = "this cannot be read as a request of HTTP/1.1"
 
 Heard = Callable[[asyncio.BaseProtocol], None]
 """Called with what serves a connection when that has sent a request."""
@@ -29,19 +34,19 @@ class Guests:
     """The connections that are open; those that ask for nothing, or too much, are closed."""
 
     def __init__(self) -> None:
-        self._server: web.Server | None = None
+        self._make: Callable[[], web.RequestHandler] | None = None
         self._guests: dict[asyncio.BaseProtocol, _Guest] = {}
 
-    def serve(self, server: web.Server) -> None:
-        """From now on `server` serves them."""
-        self._server = server
+    def serve(self, make: Callable[[], web.RequestHandler]) -> None:
+        """From now on what `make` makes serves them, one each."""
+        self._make = make
 
     def admit(self) -> asyncio.BaseProtocol:
         """What serves a new connection."""
-        assert self._server is not None
+        assert self._make is not None
         if len(self._guests) >= MAX_CONNECTIONS:
             return _Full()
-        made = self._server()
+        made = self._make()
         guest = self._guests[made] = _Guest(made, lambda: self._guests.pop(made, None))
         return guest
 
@@ -49,6 +54,28 @@ class Guests:
         """It has sent a request."""
         if guest := self._guests.get(protocol):
             guest.heard()
+
+
+class Answerer(web.RequestHandler):
+    """Reads requests. One that cannot be read is the client's fault, and no line of our log."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
+        # `message` would say on several lines what was sent.
+        is_long = isinstance(exc, LineTooLong)
+        answer = sorry(400, "a line of the request is too long" if is_long else _UNREADABLE)
+        guard(answer)
+        answer.force_close()
+        return answer
 
 
 class _Guest(asyncio.Protocol):

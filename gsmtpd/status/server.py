@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from aiohttp import web
 
 from gsmtpd.metrics import Counter
 from gsmtpd.server.engine import stacks
-from gsmtpd.status.guests import Guests, Heard
+from gsmtpd.status.guests import Answerer, Guests, Heard
 
 MAX_LINE = 65536  # octets of a request's first line: nine texts in UTF-8, each octet as %41
 KEEP_ALIVE = 30.0  # seconds that a connection may rest between requests
@@ -109,18 +110,25 @@ class StatusServer:
     async def _begin(self) -> None:
         guests = Guests()
         app = self._make(self._ending, guests.heard)
-        self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=KEEP_ALIVE, max_line_size=MAX_LINE
-        )
+        self._runner = web.AppRunner(app)
         await self._runner.setup()
         assert self._runner.server is not None
-        guests.serve(self._runner.server)
+        guests.serve(partial(self._answerer, self._runner.server))
         for each in self._sockets:
             # Connections inherit it: what is sent to somebody who does not read ends.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_WITHIN)
             server = await self._loop.create_server(guests.admit, sock=each, backlog=_BACKLOG)
             self._servers.append(server)
         self._beat()
+
+    def _answerer(self, server: web.Server) -> Answerer:
+        return Answerer(
+            server,
+            loop=self._loop,
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=KEEP_ALIVE,
+            max_line_size=MAX_LINE,
+        )
 
     def _beat(self) -> None:
         self._row[Counter.BEATS] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from email.message import EmailMessage
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 
 import pymysql
@@ -398,6 +399,7 @@ def test_too_many_connections() -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: \xff\xfe\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n",
         b"EHLO example.com\r\nMAIL FROM:<>\r\n\r\n",
+        b"\x16\x03\x01 a TLS hello\r\n\r\n",
     ],
 )
 def test_what_is_no_good_request(running: tuple[Gsmtpd, Status], octets: bytes) -> None:
@@ -409,7 +411,31 @@ def test_what_is_no_good_request(running: tuple[Gsmtpd, Status], octets: bytes) 
         said = client.recv(65536)
         assert said == b"" or said.split()[1] < b"500", said
     assert status.ask("/healthz").status == 200
-    assert "Traceback" not in daemon.log.read_text()
+    assert "Traceback" not in daemon.log.read_text() + daemon.output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("octets", "why"),
+    [
+        (b"\0" * 100, "this cannot be read as a request of HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\nsecret: \0", "this cannot be read as a request of HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\nX: " + b"secret" * 4000, "a line of the request is too long"),
+    ],
+)
+def test_what_cannot_be_read_is_answered_shortly_and_not_logged(
+    running: tuple[Gsmtpd, Status], octets: bytes, why: str
+) -> None:
+    daemon, status = running
+    logged = daemon.log.read_text(), daemon.output.read_text()
+    with socket.create_connection(("127.0.0.1", status.port), 30) as client:
+        client.sendall(octets + b"\r\n\r\n")
+        answer = HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, json.loads(answer.read())) == (400, {"error": why})
+        assert answer.headers["Content-Type"].startswith("application/json")
+        assert answer.headers["Server"] == "gsmtpd"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert (daemon.log.read_text(), daemon.output.read_text()) == logged
 
 
 # --- configured wrongly ---------------------------------------------------------------------------
