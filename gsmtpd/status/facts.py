@@ -17,6 +17,8 @@ Found = dict[str, Any]
 _HOLDS = 0.5  # seconds that the master's answer is given again
 _WAITING_HOLDS = 5.0  # likewise what the database and the outbox say, who are asked anew
 _WITHIN = 3.0  # seconds for these
+_BOARD = 2.5  # seconds until sessions are there, which are noted only while somebody looks
+_AGAIN = 0.2
 
 
 class Remembered:
@@ -105,4 +107,12 @@ class Facts:
 
     async def _get_sessions(self, request: web.Request) -> web.Response:
         parameters.parameters(request, {})
-        return said(await self._sessions.get())
+        until = time.monotonic() + _BOARD
+        while True:
+            found = await self._sessions.get()
+            if found["sessions"] or time.monotonic() > until:
+                break
+            if not (await self._known.master())["clients"]:
+                break
+            await asyncio.sleep(_AGAIN)
+        return said(found)

@@ -289,6 +289,14 @@ def answers(status: Status) -> bool:
     return False
 
 
+def test_who_asks_once_hears_of_sessions() -> None:
+    """They are noted only while somebody looks."""
+    with served() as (daemon, status), Client(daemon.address) as client:
+        client.hello()
+        (session,) = status.get("/api/sessions")["sessions"]
+        assert session["client"] == "127.0.0.1"
+
+
 def test_a_reload_turns_it_on_moves_it_and_turns_it_off() -> None:
     with Gsmtpd() as daemon:
         assert worker_of(daemon) == 0

@@ -94,7 +94,8 @@ function filesOf(mail) {
 
 function tabs(mail) {
   const ways = [
-    ["Text", () => text(mail.text || "", "It has no text.")],
+    ["Text", () => text(mail.text || "", mail.has_html
+      ? "No text is found at the beginning of its HTML." : "It has no text.")],
     mail.has_html ? ["HTML", () => frame(mail)] : null,
     ["Headers", () => headers(mail)],
     ["Raw", () => raw(mail)],
