@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TypeVar
 
 from gsmtpd import cli
 from gsmtpd.config import ConfigError
 from gsmtpd.config import control_socket as configured
 from gsmtpd.control import ControlError
+from gsmtpd.storage import moments, terms
+
+Said = TypeVar("Said")
 
 
 def count(text: str) -> int:
@@ -31,11 +36,20 @@ def at_most(text: str) -> int:
     raise argparse.ArgumentTypeError("it must be 1 or more")
 
 
-def text(said: str) -> str:
-    """What is looked for: "" would be in all. Raises argparse.ArgumentTypeError."""
-    if said:
-        return said
-    raise argparse.ArgumentTypeError("say some text, or leave the option out")
+def argument(check: Callable[[str], Said]) -> Callable[[str], Said]:
+    """A `type` of argparse: what `check` returns, or why it raises ValueError."""
+
+    def checked(said: str) -> Said:
+        try:
+            return check(said)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+text, recipient, domain = map(argument, (terms.text, terms.recipient, terms.domain))
+moment = argument(moments.moment)
 
 
 def control_socket(options: argparse.Namespace) -> str:

@@ -19,7 +19,6 @@ from gsmtpd.ctl_arguments import count, number
 from gsmtpd.mailfiles import create_file
 from gsmtpd.message.body import Attachment, attachment, read_body
 from gsmtpd.message.trace import parse_front
-from gsmtpd.storage import moments
 from gsmtpd.storage.reader import (
     MailReader,
     StoredAttachment,
@@ -249,14 +248,3 @@ def safe_name(name: str, number: int, content_type: str) -> str:
         stem, dot, ending = name, "", ""
     room = _MAX_NAME - len(ending.encode())
     return stem.encode()[:room].decode("utf-8", "ignore") + dot + ending
-
-
-# ---- arguments ---------------------------------------------------------------------------------
-
-
-def moment(text: str) -> str:
-    """A date of the command line, or an age, as `date` has it. Raises ArgumentTypeError."""
-    try:
-        return moments.moment(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

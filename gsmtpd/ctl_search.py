@@ -11,8 +11,8 @@ from typing import Any
 
 from gsmtpd import cli
 from gsmtpd.app_store import make_finder
-from gsmtpd.ctl_arguments import at_most, text
-from gsmtpd.ctl_mail import moment, print_head, print_mail
+from gsmtpd.ctl_arguments import at_most, domain, moment, recipient, text
+from gsmtpd.ctl_mail import print_head, print_mail
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mail_rows import StoredMail
@@ -24,14 +24,14 @@ EX_NONE = 1
 def add(verbs: Any) -> None:
     """Add it to the commands."""
     search_ = verbs.add_parser("search", help="list the mails that have something in them")
-    for name, metavar, what in (
-        ("to", "ADDRESS", "only mail for that recipient or mailbox"),
-        ("from", "TEXT", "only mail with that in its From or its reverse-path"),
-        ("subject", "TEXT", "only mail with that in its subject"),
-        ("text", "TEXT", "only mail with that in what it says"),
-        ("domain", "NAME", "only mail for that domain"),
+    for name, metavar, type_, what in (
+        ("to", "ADDRESS", recipient, "only mail for that recipient or mailbox"),
+        ("from", "TEXT", text, "only mail with that in its From or its reverse-path"),
+        ("subject", "TEXT", text, "only mail with that in its subject"),
+        ("text", "TEXT", text, "only mail with that in what it says"),
+        ("domain", "NAME", domain, "only mail for that domain"),
     ):
-        search_.add_argument(f"--{name}", metavar=metavar, type=text, dest=f"{name}_",
+        search_.add_argument(f"--{name}", metavar=metavar, type=type_, dest=f"{name}_",
                              help=what)  # fmt: skip
     search_.add_argument("--since", metavar="TIME", type=moment,
                          help="only mail received since: a time, UTC, or an age as 7d")  # fmt: skip

@@ -15,7 +15,7 @@ from gsmtpd import cli, ctl_mail
 from gsmtpd.app_store import make_finder
 from gsmtpd.config import Config
 from gsmtpd.control import ControlError, ask
-from gsmtpd.ctl_arguments import count
+from gsmtpd.ctl_arguments import count, domain, recipient
 from gsmtpd.ctl_mail import printable
 from gsmtpd.ctl_why import line_of, row_event
 from gsmtpd.storage.base import StoreError
@@ -46,9 +46,9 @@ def add(verbs: Any) -> None:
                       help="with what is refused, discarded and so on; any option below does"
                       " that, too")  # fmt: skip
     verb.add_argument("--address", metavar="ADDRESS", dest="addresses", action="append",
-                      type=str.lower,
+                      type=recipient,
                       help="only from or to that address; may come again")  # fmt: skip
-    verb.add_argument("--domain", metavar="NAME", dest="domains", action="append", type=str.lower,
+    verb.add_argument("--domain", metavar="NAME", dest="domains", action="append", type=domain,
                       help="only for that domain; may come again")  # fmt: skip
     verb.add_argument("--client", metavar="IP", dest="clients", action="append", type=_network,
                       help="only by that client or network; may come again")  # fmt: skip
@@ -72,7 +72,10 @@ def tail(options: argparse.Namespace) -> int:
         return ctl_mail.tail(options)
     config = cli.load(options.config)
     filter_ = Filter(
-        options.addresses or (), options.domains or (), options.clients or (), options.results or ()
+        [address.lower() for address in options.addresses or ()],
+        [domain.lower() for domain in options.domains or ()],
+        options.clients or (),
+        options.results or (),
     )
     stored, events = _Stored(config, options.limit), _Events(config.server.control_socket)
     sources = [stored] if filter_.wants_stored else []

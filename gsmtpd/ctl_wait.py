@@ -15,13 +15,14 @@ from typing import Any
 from gsmtpd import cli
 from gsmtpd.app_store import make_finder
 from gsmtpd.config import Config
+from gsmtpd.ctl_arguments import argument
 from gsmtpd.ctl_mail import show_mail
 from gsmtpd.status.mail_json import facts_of
-from gsmtpd.storage.addressed import mailable
 from gsmtpd.storage.arrivals import START, Cursor, parse
 from gsmtpd.storage.base import StoreError, StoreSetupError
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.mail_rows import StoredMail
+from gsmtpd.storage.terms import address
 
 EX_NONE = 1
 _PAUSE = 0.1  # seconds between two looks, each of which is a query or two by an index
@@ -33,9 +34,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 def add(verbs: Any) -> None:
     """Add it to the commands."""
     wait_ = verbs.add_parser("wait", help="wait for mail for an address, and show it")
-    wait_.add_argument("--to", metavar="ADDRESS", type=_address, required=True,
+    wait_.add_argument("--to", metavar="ADDRESS", type=argument(address), required=True,
                        help="the recipient or mailbox")  # fmt: skip
-    wait_.add_argument("--after", metavar="CURSOR", type=_cursor, default=START,
+    wait_.add_argument("--after", metavar="CURSOR", type=argument(parse), default=START,
                        help="only mail behind that of an earlier wait")  # fmt: skip
     wait_.add_argument("--timeout", metavar="TIME", type=_seconds, default=30.0,
                        help="for how long, as 30s or 5m (default: 30s)")  # fmt: skip
@@ -43,20 +44,6 @@ def add(verbs: Any) -> None:
     form.add_argument("--json", action="store_true", help="as JSON, for programs")
     form.add_argument("--raw", action="store_true", help="its bytes as stored, and nothing else")
     wait_.set_defaults(run=wait, headers=False, attachment=None)
-
-
-def _address(text: str) -> str:
-    try:
-        return mailable(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _cursor(text: str) -> Cursor:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ from gsmtpd.config import Config
 from gsmtpd.control import ControlError, ask
 from gsmtpd.ctl_mail import printable
 from gsmtpd.policy.names import ip_address
+from gsmtpd.storage.addressed import is_mailable
 from gsmtpd.storage.base import StoreError
 from gsmtpd.storage.reader import StoredMail
 
@@ -117,7 +119,13 @@ def _looked_at(remembered: dict[str, Any], config: Config, about: str) -> str:
     if config.store.backend != "null" and not ip_address(about):
         looked.append("no mail to it is stored")
     said = ": " + ", and ".join(looked) if looked else ""
-    return said if ip_address(about) else f"{said}; see: gsmtpctl check-address {printable(about)}"
+    if ip_address(about):
+        return said
+    quoted = shlex.quote(printable(about))
+    said += f"; for mail from it see: gsmtpctl search --from {quoted}"
+    if is_mailable(about):
+        said += f"; for what would become of mail to it: gsmtpctl check-address {quoted}"
+    return said
 
 
 def _merged(events: Sequence[Event], mails: Sequence[StoredMail]) -> list[Event]:

@@ -22,6 +22,7 @@ from gsmtpd.status.mail_json import (
 from gsmtpd.status.outgoing import Outgoing
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.safe_html import safe_page
+from gsmtpd.storage import terms
 from gsmtpd.storage.finder import Finder
 from gsmtpd.storage.moments import moment
 from gsmtpd.storage.reader import UnreadableError
@@ -31,11 +32,11 @@ LIMIT = 50
 MAX_LIMIT = 500
 _ID = "/api/mails/{id:[0-9]{1,19}}"
 _WANTED = {
-    "to": parameters.recipient,
-    "from": parameters.text,
-    "subject": parameters.text,
-    "text": parameters.text,
-    "domain": parameters.domain,
+    "to": terms.recipient,
+    "from": terms.text,
+    "subject": terms.text,
+    "text": terms.text,
+    "domain": terms.domain,
     "since": moment,
     "until": moment,
 }

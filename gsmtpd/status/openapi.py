@@ -10,12 +10,13 @@ from gsmtpd.status import parameters, waiting
 from gsmtpd.status.answers import said
 from gsmtpd.status.glances import MOST
 from gsmtpd.status.mails import LIMIT, MAX_LIMIT
+from gsmtpd.storage import terms
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_SAID: Schema = {"type": "string", "pattern": r"^[^\x00]+$", "maxLength": parameters.MAX_TEXT}
+_SAID: Schema = {"type": "string", "pattern": r"^[^\x00]+$", "maxLength": terms.MAX_TEXT}
 _CURSOR: Schema = _SAID | {"maxLength": parameters.MAX_CURSOR}
 _DAY = (
     r"((19|20)[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"

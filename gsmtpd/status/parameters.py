@@ -9,13 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from gsmtpd.status.answers import WrongError
-from gsmtpd.storage.addressed import mailable
 
-MAX_TEXT = 320  # characters of a text: an address has no more (RFC 5321 section 4.5.3.1)
 MAX_CURSOR = 2000  # of a cursor
 MAX_ID = (1 << 63) - 1
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?(e-[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
-_IN_BRACKETS = re.compile(r"<(.+@.+)>", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 Check = Callable[[str], Any]
@@ -55,31 +52,6 @@ def truth(value: str) -> bool:
     if value not in ("true", "false"):
         raise ValueError("say true or false")
     return value == "true"
-
-
-def text(value: str) -> str:
-    """Some text."""
-    if not value or "\0" in value:
-        raise ValueError("say some text, or leave the parameter out")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"say {MAX_TEXT} characters at most")
-    return value
-
-
-def recipient(value: str) -> str:
-    """An address, as a@b or <a@b>: without the brackets."""
-    found = _IN_BRACKETS.fullmatch(text(value))
-    return found[1] if found else value
-
-
-def address(value: str) -> str:
-    """An address that mail may come for, likewise."""
-    return mailable(recipient(value))
-
-
-def domain(value: str) -> str:
-    """A domain, as b or @b: without the @."""
-    return text(value).removeprefix("@") or value
 
 
 def cursor(value: str) -> str:

@@ -19,6 +19,7 @@ from gsmtpd.status.glances import MOST, Glances
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.status.readers import Readers
 from gsmtpd.status.streams import Listener, event
+from gsmtpd.storage import terms
 from gsmtpd.storage.arrivals import START, Cursor, parse, parse_place
 from gsmtpd.storage.base import StoreError, StoreSetupError
 from gsmtpd.storage.finder import Finder
@@ -42,13 +43,13 @@ def _place(text: str) -> str:
 
 
 _WAIT = {
-    "to": parameters.address,
+    "to": terms.address,
     "after": _cursor,
     "timeout": parameters.seconds(MAX_TIMEOUT),
 }
 _STREAM = {
-    "to": parameters.recipient,
-    "domain": parameters.domain,
+    "to": terms.recipient,
+    "domain": terms.domain,
     "after": _place,
     "most": parameters.number(1, MOST),
 }

@@ -64,10 +64,15 @@ def _ascii_lower(text: str) -> bytes:
     return text.encode("utf-8", "replace").lower()
 
 
-def mailable(address: str) -> str:
-    """`address`, if mail may come for it: only postmaster needs no domain. Raises ValueError."""
+def is_mailable(address: str) -> bool:
+    """Whether mail may come for it: only postmaster needs no domain."""
     local_part, _, domain = address.rpartition("@")
-    if not (local_part and domain) and address.lower() != "postmaster":
+    return bool(local_part and domain) or address.lower() == "postmaster"
+
+
+def mailable(address: str) -> str:
+    """`address`, if mail may come for it. Raises ValueError."""
+    if not is_mailable(address):
         raise ValueError(f"{address[:40]!r} is no address; write one like user@example.com")
     return address
 

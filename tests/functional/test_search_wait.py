@@ -68,6 +68,8 @@ def test_search_goes_on(kept: Kept) -> None:
 def test_search_by_a_domain(kept: Kept) -> None:
     send(kept.daemon.address, mail("x", "Ours", "a@example.com"), mail("x", "Its", "a@localhost"))
     assert subjects(run(kept.daemon, "search", "--domain", "Example.COM")[0]) == ["Ours"]
+    assert subjects(run(kept.daemon, "search", "--domain", "@example.com")[0]) == ["Ours"]
+    assert subjects(run(kept.daemon, "search", "--to", "<a@example.com>")[0]) == ["Ours"]
     assert run(kept.daemon, "search", "--domain", "le.com", code=1) == ("", "no such mail\n")
 
 
@@ -76,7 +78,13 @@ def test_search_for_nothing_is_refused(kept: Kept, name: str) -> None:
     send(kept.daemon.address, mail("x", "One"))
     found, said = run(kept.daemon, "search", f"--{name}", "", code=2)
     assert found == ""
-    assert said.endswith(f"argument --{name}: say some text, or leave the option out\n")
+    assert said.endswith(f"argument --{name}: say some text, or leave it out\n")
+
+
+def test_search_for_too_much_is_refused(kept: Kept) -> None:
+    found, said = run(kept.daemon, "search", "--subject", 70_000 * "x", code=2)
+    assert found == ""
+    assert said.endswith("argument --subject: say 320 characters at most\n")
 
 
 def test_search_for_no_mail_is_refused(kept: Kept) -> None:

@@ -132,9 +132,9 @@ def test_json_for_programs(server: Gsmtpd) -> None:
 
 def test_each_filter(server: Gsmtpd) -> None:
     with (
-        tail(server, "-n", "0", "--address", "Ann@example.com") as by_address,
+        tail(server, "-n", "0", "--address", "<Ann@example.com>") as by_address,
         tail(server, "-n", "0", "--address", "sue@example.org") as by_sender,
-        tail(server, "-n", "0", "--domain", "example.NET") as by_domain,
+        tail(server, "-n", "0", "--domain", "@example.NET") as by_domain,
         tail(server, "-n", "0", "--client", "127.0.0.0/8", "--result", "refused") as by_client,
         tail(server, "-n", "0", "--client", "192.0.2.1") as by_nobody,
         tail(server, "-n", "0", "--result", "accepted") as by_result,
@@ -165,6 +165,14 @@ def test_each_filter(server: Gsmtpd) -> None:
         assert {line.split()[2] for line in by_result.lines} == {"accepted"}
         assert by_nobody.lines == []
         assert "SUBJECT" in plain.lines[0]
+
+
+@pytest.mark.parametrize("option", ["--address", "--domain"])
+def test_no_filter_is_no_wish_for_all(server: Gsmtpd, option: str) -> None:
+    command = [sys.executable, "-m", "gsmtpd.ctl", "-c", server.conf, "tail", option, ""]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"argument {option}: say some text, or leave it out" in done.stderr
 
 
 def test_a_server_that_is_not_there(server: Gsmtpd) -> None:

@@ -157,11 +157,14 @@ def test_nothing_is_known(running: Gsmtpd) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
         "gsmtpctl: nothing is known of nobody@example.com: nothing was refused or thrown away since"
-        f" {TIME} UTC, and no mail to it is stored; see: gsmtpctl check-address"
+        f" {TIME} UTC, and no mail to it is stored; for mail from it see: gsmtpctl search --from"
+        " nobody@example.com; for what would become of mail to it: gsmtpctl check-address"
         " nobody@example.com\n",
         done.stderr,
     )
     assert why(running, "--json", "nobody@example.com").stdout == "[]\n"
+    done = why(running, "no body")
+    assert done.stderr.endswith("see: gsmtpctl search --from 'no body'\n")
     done = why(running, "2001:DB8::0:1")
     assert done.returncode == 1
     assert "nothing is known of 2001:db8::1" in done.stderr
@@ -200,7 +203,7 @@ def test_without_a_server_there_is_stored_mail() -> None:
         assert re.match("gsmtpctl: no gsmtpd answers at .* stored mail alone\n", done.stderr)
         done = why(server, "bob@example.net")
         assert done.returncode == 1
-        assert "nothing is known of bob@example.net: no mail to it is stored; see" in done.stderr
+        assert "nothing is known of bob@example.net: no mail to it is stored; for" in done.stderr
 
 
 def test_without_a_control_socket() -> None:
