@@ -200,12 +200,14 @@ def test_nothing_turns_text_round(site: Site, tab: str) -> None:
     """What only settles a direction is seen; words of any direction stay as they are."""
     browser = site.browser
     words = ["שלום, עולם 123", "مرحبا (بالعالم)", "\tjust so"]
-    number = site.send(mail("turned", "\r\n".join([f"pay{TURNING}001", *words])))
+    lines = [f"pay{TURNING}001", "http://a.example/", f"pay{TURNING}002", *words]
+    number = site.send(mail("turned", "\r\n".join(lines)))
     site.view(f"mail/{number}")
     browser.wait(f"document.getElementById('tab-{tab}')").click()
     wait_for(lambda: "just so" in browser.text(f"#panel[data-way={tab}] pre"))
     shown = browser.run("return document.querySelector('#panel pre').textContent")
-    assert shown.rstrip().split("\n")[-4:] == [f"pay{'·' * len(TURNING)}001", *words]
+    seen = [line.replace(TURNING, "·" * len(TURNING)) for line in lines]
+    assert shown.rstrip().split("\n")[-len(lines) :] == seen
 
 
 # ---- HTML ----------------------------------------------------------------------------------------

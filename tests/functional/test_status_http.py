@@ -172,6 +172,16 @@ def test_a_search_goes_on(running: tuple[Gsmtpd, Status]) -> None:
     assert found == [f"page {number}" for number in range(6, -1, -1)]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("to", "<found@example.com>"), ("domain", "@Example.com")]
+)
+def test_what_people_write_around_it(running: tuple[Gsmtpd, Status], name: str, value: str) -> None:
+    daemon, status = running
+    number = stored(daemon, simple("x").content, "found@example.com")
+    found = status.get("/api/mails", **{name: value})["mails"]
+    assert [mail["id"] for mail in found][:1] == [number]
+
+
 def test_a_list_has_names_where_they_are_asked_for(running: tuple[Gsmtpd, Status]) -> None:
     daemon, status = running
     stored(daemon, b'From: "Lee, Ann" <ann@example.org>\r\n\r\nx\r\n', "names@example.com")

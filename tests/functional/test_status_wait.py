@@ -50,6 +50,7 @@ def test_mail_that_is_there(kept: Kept) -> None:
     kept.send("one", to)
     said = kept.status.get("/api/wait", to=to.upper())
     assert (said["mail"]["subject"], said["mail"]["recipient"]) == ("one", to)
+    assert kept.status.get("/api/wait", to=f"<{to}>") == said
     whole = kept.status.get(f"/api/mails/{said['mail']['id']}")
     assert said["mail"].items() <= whole.items()
 
@@ -139,12 +140,13 @@ def test_a_stream_has_all_that_comes(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("more", ["", "&most=50"])
-@pytest.mark.parametrize("what", ["to", "domain"])
-def test_a_stream_of_some(kept: Kept, what: str, more: str) -> None:
+@pytest.mark.parametrize(
+    "wanted", ["to={}", "to=%3C{}%3E", "domain=EXAMPLE.com", "domain=@example.com"]
+)
+def test_a_stream_of_some(kept: Kept, wanted: str, more: str) -> None:
     to = kept.new("Streamed")
-    value = to.lower() if what == "to" else "EXAMPLE.com"
-    with kept.status.events(f"/api/stream?{what}={value}{more}") as events:
-        if what == "to":
+    with kept.status.events(f"/api/stream?{wanted.format(to.lower())}{more}") as events:
+        if wanted.startswith("to"):
             kept.send("for another", kept.new())
         kept.send("for me", to)
         assert events.next().data["subject"] == "for me"
