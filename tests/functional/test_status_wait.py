@@ -12,7 +12,7 @@ import pytest
 from tests.accounting import Mail, send
 from tests.conftest import make_schema
 from tests.servers import Gsmtpd, MariaDB, mysql_store, wait_for
-from tests.status_client import Status, served
+from tests.status_client import WITHIN, Status, served
 
 
 class Kept:
@@ -143,13 +143,19 @@ def test_a_stream_has_all_that_comes(kept: Kept) -> None:
 @pytest.mark.parametrize(
     "wanted", ["to={}", "to=%3C{}%3E", "domain=EXAMPLE.com", "domain=@example.com"]
 )
-def test_a_stream_of_some(kept: Kept, wanted: str, more: str) -> None:
+def test_a_stream_of_some(
+    kept: Kept, background: ThreadPoolExecutor, wanted: str, more: str
+) -> None:
     to = kept.new("Streamed")
     with kept.status.events(f"/api/stream?{wanted.format(to.lower())}{more}") as events:
         if wanted.startswith("to"):
             kept.send("for another", kept.new())
         kept.send("for me", to)
-        assert events.next().data["subject"] == "for me"
+        found = background.submit(events.next)
+        try:
+            assert found.result(WITHIN).data["subject"] == "for me"
+        finally:
+            events.hang_up()
 
 
 def test_a_stream_of_the_newest(kept: Kept) -> None:
