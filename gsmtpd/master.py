@@ -136,7 +136,10 @@ class Master:
         self._recent.close()
         app.settle_store(self._current.config)
         _log.info("stopped")
-        self._signals.close()  # one that is sent twice does not end us otherwise
+        # One that is sent twice does not end us otherwise, also while Python ends, which gives all
+        # signals back to the kernel.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._signals.close()
         return 0
 
     def _round(self) -> None:

@@ -794,6 +794,15 @@ def a_stop_of_all_processes_at_once_restarts_none() -> None:
         assert not lines(server, "starting another")
 
 
+def a_signal_that_is_sent_again_and_again_ends_it_as_one_does() -> None:
+    with Gsmtpd() as server:
+        while server.running:
+            with suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGTERM)
+            time.sleep(0.0005)
+        assert server.stop() == 0
+
+
 SLOW: tuple[Slow, ...] = (
     new_workers_that_die_change_nothing,
     a_worker_that_dies_at_once_is_tried_again_more_and_more_rarely,
@@ -807,6 +816,7 @@ SLOW: tuple[Slow, ...] = (
     relative_paths_mean_the_same_after_a_reload,
     a_session_outlives_many_reloads,
     a_stop_of_all_processes_at_once_restarts_none,
+    a_signal_that_is_sent_again_and_again_ends_it_as_one_does,
 )
 
 
