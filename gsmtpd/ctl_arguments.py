@@ -48,7 +48,7 @@ def argument(check: Callable[[str], Said]) -> Callable[[str], Said]:
     return checked
 
 
-text, recipient, domain = map(argument, (terms.text, terms.recipient, terms.domain))
+text, mailbox, domain = map(argument, (terms.text, terms.mailbox, terms.domain))
 moment = argument(moments.moment)
 
 

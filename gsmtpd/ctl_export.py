@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any
 
 from gsmtpd import app, cli
-from gsmtpd.ctl_arguments import count, domain, moment, recipient
+from gsmtpd.ctl_arguments import count, domain, mailbox, moment
 from gsmtpd.mailfiles import FORMATS, STANDARD, MailFileError, Writer, is_one_file, open_writer
 from gsmtpd.progress import Progress, is_watched, progress
 from gsmtpd.storage.reader import MailReader, Selection, UnreadableError
@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
     export_ = verbs.add_parser("export", help="write mail into files")
     export_.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="what to make (default: %(default)s)")  # fmt: skip
-    export_.add_argument("--to", metavar="ADDRESS", type=recipient,
+    export_.add_argument("--to", metavar="ADDRESS", type=mailbox,
                         help="only mail for that recipient")  # fmt: skip
     export_.add_argument("--domain", metavar="NAME", type=domain,
                         help="only mail for that domain")  # fmt: skip

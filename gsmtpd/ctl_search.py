@@ -11,7 +11,7 @@ from typing import Any
 
 from gsmtpd import cli
 from gsmtpd.app_store import make_finder
-from gsmtpd.ctl_arguments import at_most, domain, moment, recipient, text
+from gsmtpd.ctl_arguments import at_most, domain, mailbox, moment, text
 from gsmtpd.ctl_mail import print_head, print_mail
 from gsmtpd.status.mail_json import facts_of
 from gsmtpd.storage.finder import Finder
@@ -25,8 +25,8 @@ def add(verbs: Any) -> None:
     """Add it to the commands."""
     search_ = verbs.add_parser("search", help="list the mails that have something in them")
     for name, metavar, type_, what in (
-        ("to", "ADDRESS", recipient, "only mail for that recipient or mailbox"),
-        ("from", "TEXT", text, "only mail with that in its From or its reverse-path"),
+        ("to", "ADDRESS", mailbox, "only mail for that recipient or mailbox"),
+        ("from", "TEXT", mailbox, "only mail with that in its From or its reverse-path"),
         ("subject", "TEXT", text, "only mail with that in its subject"),
         ("text", "TEXT", text, "only mail with that in what it says"),
         ("domain", "NAME", domain, "only mail for that domain"),

@@ -15,7 +15,7 @@ from gsmtpd import cli, ctl_mail
 from gsmtpd.app_store import make_finder
 from gsmtpd.config import Config
 from gsmtpd.control import ControlError, ask
-from gsmtpd.ctl_arguments import count, domain, recipient
+from gsmtpd.ctl_arguments import count, domain, mailbox
 from gsmtpd.ctl_mail import printable
 from gsmtpd.ctl_why import line_of, row_event
 from gsmtpd.storage.base import StoreError
@@ -46,7 +46,7 @@ def add(verbs: Any) -> None:
                       help="with what is refused, discarded and so on; any option below does"
                       " that, too")  # fmt: skip
     verb.add_argument("--address", metavar="ADDRESS", dest="addresses", action="append",
-                      type=recipient,
+                      type=mailbox,
                       help="only from or to that address; may come again")  # fmt: skip
     verb.add_argument("--domain", metavar="NAME", dest="domains", action="append", type=domain,
                       help="only for that domain; may come again")  # fmt: skip

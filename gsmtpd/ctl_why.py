@@ -119,7 +119,7 @@ def _looked_at(remembered: dict[str, Any], config: Config, about: str) -> str:
     if config.store.backend != "null" and not ip_address(about):
         looked.append("no mail to it is stored")
     said = ": " + ", and ".join(looked) if looked else ""
-    if ip_address(about):
+    if ip_address(about) or about == "<>":
         return said
     quoted = shlex.quote(printable(about))
     said += f"; for mail from it see: gsmtpctl search --from {quoted}"

@@ -32,8 +32,8 @@ LIMIT = 50
 MAX_LIMIT = 500
 _ID = "/api/mails/{id:[0-9]{1,19}}"
 _WANTED = {
-    "to": terms.recipient,
-    "from": terms.text,
+    "to": terms.mailbox,
+    "from": terms.mailbox,
     "subject": terms.text,
     "text": terms.text,
     "domain": terms.domain,

@@ -157,7 +157,7 @@ _TO = "the address of the recipient, or of the mailbox, as a@b or <a@b>; capital
 _DOMAIN = "of the recipient or of the mailbox, as example.com or @example.com"
 _LIST = [
     _query("to", _SAID, _TO),
-    _query("from", _SAID, "part of the address in From or of the reverse-path"),
+    _query("from", _SAID, "part of the address in From or of the reverse-path; <a@b> is a@b"),
     _query("subject", _SAID, "part of the subject"),
     _query("text", _SAID, "part of the text"),
     _query("domain", _SAID, _DOMAIN),

@@ -48,7 +48,7 @@ _WAIT = {
     "timeout": parameters.seconds(MAX_TIMEOUT),
 }
 _STREAM = {
-    "to": terms.recipient,
+    "to": terms.mailbox,
     "domain": terms.domain,
     "after": _place,
     "most": parameters.number(1, MOST),

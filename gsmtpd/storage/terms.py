@@ -19,7 +19,7 @@ def text(said: str) -> str:
     return said
 
 
-def recipient(said: str) -> str:
+def mailbox(said: str) -> str:
     """An address, as a@b or <a@b>: without the brackets. Raises ValueError."""
     found = _IN_BRACKETS.fullmatch(text(said))
     return found[1] if found else said
@@ -27,7 +27,7 @@ def recipient(said: str) -> str:
 
 def address(said: str) -> str:
     """An address that mail may come for, likewise. Raises ValueError."""
-    return mailable(recipient(said))
+    return mailable(mailbox(said))
 
 
 def domain(said: str) -> str:

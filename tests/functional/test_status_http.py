@@ -173,7 +173,12 @@ def test_a_search_goes_on(running: tuple[Gsmtpd, Status]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("to", "<found@example.com>"), ("domain", "@Example.com")]
+    ("name", "value"),
+    [
+        ("to", "<found@example.com>"),
+        ("domain", "@Example.com"),
+        ("from", "<a@example.org>"),
+    ],
 )
 def test_what_people_write_around_it(running: tuple[Gsmtpd, Status], name: str, value: str) -> None:
     daemon, status = running

@@ -163,6 +163,7 @@ def test_nothing_is_known(running: Gsmtpd) -> None:
         done.stderr,
     )
     assert why(running, "--json", "nobody@example.com").stdout == "[]\n"
+    assert "search" not in why(running, "<>").stderr
     done = why(running, "no body")
     assert done.stderr.endswith("see: gsmtpctl search --from 'no body'\n")
     done = why(running, "2001:DB8::0:1")

@@ -54,7 +54,7 @@ def test_an_address(text: str) -> None:
     [("<a@b>", "a@b"), ('<"a>b"@c>', '"a>b"@c'), ("<a@b", "<a@b"), ("<@>", "<@>")],
 )
 def test_an_address_in_brackets(text: str, meant: str) -> None:
-    assert terms.recipient(text) == terms.address(text) == meant
+    assert terms.mailbox(text) == terms.address(text) == meant
 
 
 @pytest.mark.parametrize(
